@@ -1,0 +1,1 @@
+"""Decisions. Pure: values in, values out, `now` passed in. No clock, I/O, asyncio or Airflow in here."""

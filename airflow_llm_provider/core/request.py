@@ -1,0 +1,149 @@
+"""The values that travel: a row's request, what came back, what it cost, and what became of the row.
+
+Owns their shapes. Does not know how they are encoded (`endpoint.wire`), where they are kept (`storage`)
+or when they are sent (`core.dispatch`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Status(StrEnum):
+    """What became of a row. There is no third answer and never a silent one."""
+
+    SUCCEEDED = "succeeded"
+    ERRORED = "errored"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where in the source a row stands, for people: a file and a line, or an item of a list.
+
+    Attributes:
+        file: the file's path as the source names it; empty for rows that came as a list.
+        line: 1-based line number in the file; for a list, the 0-based item number.
+    """
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}" if self.file else f"item {self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class RowRequest:
+    """The HTTP request a row becomes.
+
+    Attributes:
+        index: the row's position in the input, from 0: its identity.
+        custom_id: the row's label.
+        path: route below the server's root, such as ``/v1/chat/completions``.
+        body: the JSON body, encoded.
+        position: where the row stands in the source.
+    """
+
+    index: int
+    custom_id: str
+    path: str
+    body: bytes
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot become a request: malformed JSON, a missing field, an unsupported route.
+
+    Attributes:
+        index: the row's position in the input, from 0.
+        custom_id: the row's label, or one made from `index` where the row's own cannot be read.
+        position: where the row stands in the source.
+        message: what is wrong with it.
+        raw: the beginning of the row's text as it stands in the source.
+    """
+
+    index: int
+    custom_id: str
+    position: Position
+    message: str
+    raw: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens, as the server counted them. Sums with ``+``."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+        )
+
+    def as_dict(self) -> dict[str, int]:
+        """The form that lands in parts, progress and manifest."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "cached_tokens": self.cached_tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A usable answer.
+
+    Attributes:
+        output: the first choice's text; None when the model only called tools.
+        finish_reason: the first choice's, e.g. ``stop`` or ``length``.
+        usage: tokens of the whole request.
+        reasoning: the first choice's reasoning text, where a reasoning parser gave one.
+        tool_calls: the first choice's tool calls as the server sent them.
+        choices: all choices as the server sent them, kept only when the request asked for more than one
+            or for more than text (``n``, ``logprobs``).
+    """
+
+    output: str | None
+    finish_reason: str | None
+    usage: Usage
+    reasoning: str | None = None
+    tool_calls: list[Any] | None = None
+    choices: list[Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a row; encoded, it is the row's one line in a part."""
+
+    index: int
+    custom_id: str
+    status: Status
+    attempts: int
+    completion: Completion | None = None
+    error: RowError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a row errored.
+
+    Attributes:
+        kind: a `core.retry.FailureKind` value, or ``malformed_row``, ``prompt_error``.
+        message: for people.
+        http_status: the HTTP status, where there was an answer.
+    """
+
+    kind: str
+    message: str
+    http_status: int | None = None
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        """The form that lands in parts and dead letters."""
+        return {"kind": self.kind, "message": self.message, "http_status": self.http_status}

@@ -1,0 +1,80 @@
+"""Every error this package raises on purpose, grouped by what the caller should do.
+
+::
+
+    LLMBatchError
+    ├── NoRetryError                 the next try would fail the same way: a person must change something
+    │   ├── ConfigurationError       the DAG, the connection or the provider configuration is wrong
+    │   ├── SourceError              the input is missing, changed or ambiguous
+    │   │   └── DuplicateIdError     two rows carry the same custom_id
+    │   ├── StaleRunError            a run lies there whose answers were shaped differently
+    │   ├── ForeignRunError          the result path belongs to another run
+    │   ├── RunMissingError          a run must lie there and does not: nothing is started afresh
+    │   ├── EndpointRefusedError     the endpoint is up and says no: key, model or route
+    │   └── TooManyErrorsError       more rows failed than the run tolerates
+    └── RetryLaterError              the next try may well succeed and goes on where this one stopped
+        ├── EndpointDownError        the endpoint could not be reached, or had no capacity, for too long
+        ├── StorageError             object storage could not be read or written
+        └── RunStoppedError          somebody stopped this try (SIGTERM, mark failed)
+
+The Airflow shells turn the first group into ``AirflowFailException`` and the second into ``AirflowException``.
+Each message says what happened, to which thing, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class LLMBatchError(Exception):
+    """Root of the tree; never raised itself."""
+
+
+class NoRetryError(LLMBatchError):
+    """No retry will mend it: a person must change something first."""
+
+
+class ConfigurationError(NoRetryError):
+    """The DAG, the connection or the provider configuration is wrong."""
+
+
+class SourceError(NoRetryError):
+    """The input is missing, has changed under a started run, or is ambiguous."""
+
+
+class DuplicateIdError(SourceError):
+    """Two rows of one run carry the same ``custom_id``."""
+
+
+class StaleRunError(NoRetryError):
+    """A run lies at the result path whose answers were shaped by other inputs (fingerprint mismatch)."""
+
+
+class ForeignRunError(NoRetryError):
+    """The result path holds a run of another task instance, or files that no run explains."""
+
+
+class RunMissingError(NoRetryError):
+    """An earlier try recorded a run at this path and nothing lies there; starting afresh could redo it all."""
+
+
+class EndpointRefusedError(NoRetryError):
+    """The endpoint answered and refused: bad API key, unknown model, no such route, untrusted certificate."""
+
+
+class TooManyErrorsError(NoRetryError):
+    """More rows ended in error than ``max_error_rate`` tolerates."""
+
+
+class RetryLaterError(LLMBatchError):
+    """Nothing is lost; the next try resumes."""
+
+
+class EndpointDownError(RetryLaterError):
+    """The endpoint was unreachable or without capacity for longer than the run's patience."""
+
+
+class StorageError(RetryLaterError):
+    """Object storage could not be read or written. Never means that nothing is there."""
+
+
+class RunStoppedError(RetryLaterError):
+    """This try was told to stop; what it had settled is journalled."""

@@ -1,0 +1,1 @@
+"""Airflow hooks: they read a connection and build values or clients from it."""

@@ -1,0 +1,1 @@
+"""A run on object storage, and the input sources it reads."""
