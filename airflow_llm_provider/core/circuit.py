@@ -1,0 +1,143 @@
+"""Whether an endpoint may be sent requests now: a circuit breaker with a capacity pause.
+
+Owns the endpoint's states, their one table, the back-off and the patience. Does not know rows (`core.dispatch`) and
+does not send probes itself (`batch.runner`).
+
+Times are monotonic seconds.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from airflow_llm_provider.core.progress import duration
+from airflow_llm_provider.core.retry import Failure, FailureKind, Reaction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+TRIAL_S = 5.0
+"""How long a trial request must live to count as accepted: a dead or draining server refuses within milliseconds,
+while a healthy one may take minutes to answer."""
+
+
+class State(StrEnum):
+    """The life of an endpoint, as one run sees it."""
+
+    CLOSED = "closed"  # requests flow (the breaker's word: a closed circuit conducts)
+    PAUSED = "paused"  # no capacity just now: nothing new until the pause ends
+    DOWN = "down"  # lost: nothing until the back-off ends, then a probe
+    PROBING = "probing"  # asking the server who it is
+    TRIAL = "trial"  # one request shows whether it takes work again
+
+
+class Event(StrEnum):
+    """What moves an endpoint from state to state."""
+
+    ANSWERED = "answered"  # a request was answered, usable or not
+    CAPACITY = "capacity"  # Reaction.BACK_OFF
+    LOST = "lost"  # Reaction.HOLD
+    PROBE_OK = "probe_ok"
+    PROBE_FAILED = "probe_failed"
+    DUE = "due"  # the state's time is over
+
+
+TRANSITIONS: Mapping[tuple[State, Event], State] = MappingProxyType(
+    {
+        (State.CLOSED, Event.CAPACITY): State.PAUSED,
+        (State.CLOSED, Event.LOST): State.DOWN,
+        (State.PAUSED, Event.LOST): State.DOWN,
+        (State.PAUSED, Event.DUE): State.CLOSED,
+        (State.DOWN, Event.DUE): State.PROBING,
+        (State.PROBING, Event.PROBE_OK): State.TRIAL,
+        (State.PROBING, Event.PROBE_FAILED): State.DOWN,
+        (State.TRIAL, Event.ANSWERED): State.CLOSED,
+        (State.TRIAL, Event.DUE): State.CLOSED,
+        (State.TRIAL, Event.CAPACITY): State.PAUSED,
+        (State.TRIAL, Event.LOST): State.DOWN,
+    }
+)
+"""Pairs that are not listed change nothing: requests of before the loss still end while the endpoint is down."""
+
+
+class Circuit:
+    """One endpoint's circuit breaker.
+
+    Args:
+        wait_s: seconds to wait before the n-th look, n from 1; jitter is its business.
+        patience_s: how long the endpoint may go without an answer before the try gives up.
+    """
+
+    def __init__(self, *, wait_s: Callable[[int], float], patience_s: float) -> None:
+        self._wait_s = wait_s
+        self.patience_s = patience_s
+        self.state = State.CLOSED
+        self.until: float | None = None
+        self.reason = ""
+        self.asked = False  # whether this state's one probe or trial request has been handed out
+        self._since: float | None = None  # when the trouble began; None while there is none
+        self._looks = 0
+
+    def answered(self, now: float) -> None:
+        """A request was answered by the model or refused for its own sake: the endpoint works."""
+        self._move(Event.ANSWERED, now)
+        if self.state in (State.CLOSED, State.PAUSED):  # while DOWN, a draining server still ends what it had
+            self._since, self._looks = None, 0
+
+    def failed(self, failure: Failure, now: float) -> None:
+        """A request failed for the endpoint's sake (reactions BACK_OFF and HOLD only)."""
+        if failure.reaction is Reaction.HOLD:
+            self.lost(failure, now)
+        elif self._move(Event.CAPACITY, now):
+            self._trouble(failure, now)
+
+    def lost(self, failure: Failure, now: float) -> None:
+        """The endpoint is gone, whatever `failure` would mean by itself."""
+        if self._move(Event.LOST, now):
+            self._trouble(failure, now)
+
+    def probed(self, failure: Failure | None, now: float) -> None:
+        """The probe came back; None means that the server is there and serves the run's model."""
+        if failure is None:
+            self._move(Event.PROBE_OK, now)
+        elif self._move(Event.PROBE_FAILED, now):
+            self._trouble(failure, now)
+
+    def look(self, now: float) -> State:
+        """Let time pass up to `now` and say the state."""
+        if self.until is not None and now >= self.until:
+            self._move(Event.DUE, now)
+        return self.state
+
+    def impatient(self, now: float) -> bool:
+        """Whether the endpoint has gone without an answer for longer than the patience."""
+        return self._since is not None and now - self._since >= self.patience_s
+
+    def describe(self, now: float) -> str:
+        """Why nothing is sent and when the next look is, for the log."""
+        if self.until is None:
+            return f"{self.state}: {self.reason}"
+        return f"{self.state}: {self.reason}; next look in {duration(max(0.0, self.until - now))}"
+
+    @property
+    def deadline(self) -> float | None:
+        """When the patience ends; None while there is no trouble."""
+        return None if self._since is None else self._since + self.patience_s
+
+    def _move(self, event: Event, now: float) -> bool:
+        after = TRANSITIONS.get((self.state, event))
+        if after is None:
+            return False
+        self.state = after
+        self.until = now + TRIAL_S if after is State.TRIAL else None
+        self.asked = False
+        return True
+
+    def _trouble(self, failure: Failure, now: float) -> None:
+        self._looks += 1
+        if self._since is None:
+            self._since = now
+        self.until = now + max(self._wait_s(self._looks), failure.retry_after_s or 0.0)
+        self.reason = f"{FailureKind(failure.kind)} ({failure.message})"

@@ -1,0 +1,257 @@
+"""The dispatcher: what to send next, and what each answer means for its row.
+
+Owns the queue of rows that may be sent, the back-off of those that failed, and the budgets. Pure: `next` says what to
+do, the runner does it and reports back through `answered`, `failed` and `probed`. Does not know HTTP, files or clocks.
+
+Decide, do, apply, as vLLM's own scheduler does it (`schedule()` → output → `update_from_output()`).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING
+
+from airflow_llm_provider.core.circuit import State
+from airflow_llm_provider.core.progress import duration
+from airflow_llm_provider.core.request import RowError
+from airflow_llm_provider.core.retry import SUSPECT, Failure, Reaction
+from airflow_llm_provider.exceptions import ConfigurationError, EndpointDownError, EndpointRefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from airflow_llm_provider.core.circuit import Circuit
+    from airflow_llm_provider.core.request import RowRequest
+    from airflow_llm_provider.exceptions import LLMBatchError
+
+MAX_IMMEDIATE = 3
+"""How often in a row a request goes again at once after a stale connection; then the endpoint counts as lost."""
+
+MAX_SUSPICIONS = 5
+"""How many deaths of the server a row may have been inside of before it is taken for their cause."""
+
+SICK_ROWS = 16
+"""After this many different rows failed with no answer in between, it is the endpoint that is sick, not the rows:
+from then on failures hold the run instead of spending attempts."""
+
+
+@dataclass(slots=True)
+class Ticket:
+    """A row on its way, with what it has spent.
+
+    Attributes:
+        request: what to send.
+        sends: requests made for the row in this try, of whatever end.
+        spent: attempts that count against the row's budget.
+        suspicions: engine deaths that happened with the row in flight.
+        immediate: stale connections met in a row.
+    """
+
+    request: RowRequest
+    sends: int = 0
+    spent: int = 0
+    suspicions: int = 0
+    immediate: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send these now."""
+
+    tickets: list[Ticket]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask the endpoint who it is and report with `probed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to send before `until` (monotonic seconds; None: before something is reported)."""
+
+    until: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the run with this error."""
+
+    error: LLMBatchError
+
+
+Command = Send | Probe | Wait | Stop
+
+
+class Dispatcher:
+    """Decides for one run against one endpoint.
+
+    Args:
+        limit: requests in flight at most, 1 or more. Assign to change it.
+        max_attempts: how often a row may fail by itself before it errors.
+        wait_s: seconds before the n-th retry of a row, n from 1.
+        circuit: the endpoint's breaker.
+    """
+
+    def __init__(
+        self, *, limit: int, max_attempts: int, wait_s: Callable[[int], float], circuit: Circuit
+    ) -> None:
+        if limit < 1 or max_attempts < 1:
+            raise ConfigurationError(
+                f"max_in_flight ({limit}) and max_attempts ({max_attempts}) must be 1 or more"
+            )
+        self.limit = limit
+        self.in_flight = 0
+        self.circuit = circuit
+        self._max_attempts = max_attempts
+        self._wait_s = wait_s
+        self._ready: deque[Ticket] = deque()
+        self._delayed: list[tuple[float, int, Ticket]] = []
+        self._order = count()
+        self._stop: LLMBatchError | None = None
+        self._rows_failing = 0  # different rows that failed since the last answer
+
+    @property
+    def queued(self) -> int:
+        """Rows that wait to be sent, back-offs included."""
+        return len(self._ready) + len(self._delayed)
+
+    def feed(self, requests: Iterable[RowRequest]) -> None:
+        """Take in rows, in the order in which they should go."""
+        self._ready.extend(Ticket(request) for request in requests)
+
+    def next(self, now: float) -> Command:
+        """What to do at `now`. Tickets it hands out count as in flight from here on."""
+        if self._stop is not None:
+            return Stop(self._stop)
+        state = self.circuit.look(now)
+        if self._impatient(state, now):
+            return Stop(self._gave_up())
+        if state is State.DOWN or state is State.PAUSED:
+            return Wait(self._earliest(self.circuit.until, self.circuit.deadline))
+        if state is State.PROBING:
+            if self.circuit.asked:
+                return Wait(None)
+            self.circuit.asked = True
+            return Probe()
+        while self._delayed and self._delayed[0][0] <= now:
+            self._ready.append(heapq.heappop(self._delayed)[2])
+        room = self.limit - self.in_flight
+        if state is State.TRIAL:
+            if room <= 0 or not self._ready or self.circuit.asked:
+                return Wait(self.circuit.until)
+            self.circuit.asked = True
+            room = 1
+        if room > 0 and self._ready:
+            return Send(self._take(min(room, len(self._ready))))
+        return Wait(self._delayed[0][0] if self._delayed else None)
+
+    def answered(self, now: float) -> None:
+        """A row has a usable answer."""
+        self.in_flight -= 1
+        self._works(now)
+
+    def failed(self, ticket: Ticket, failure: Failure, now: float) -> RowError | None:
+        """The request failed. Returns the row's error where the row ends here; None where it goes again or the run stops."""
+        self.in_flight -= 1
+        match failure.reaction:
+            case Reaction.DEAD_LETTER:
+                self._works(now)
+                return _row_error(failure)
+            case Reaction.RETRY:
+                return self._spend(ticket, failure, now)
+            case Reaction.RETRY_NOW:
+                return self._again(ticket, failure, now)
+            case Reaction.BACK_OFF:
+                self.circuit.failed(failure, now)
+                self._ready.appendleft(ticket)
+            case Reaction.HOLD:
+                self.circuit.failed(failure, now)
+                if failure.kind in SUSPECT:
+                    return self._suspect(ticket, failure)
+                self._ready.appendleft(ticket)
+            case Reaction.STOP:
+                self._ready.appendleft(ticket)
+                self._refuse(failure)
+        return None
+
+    def probed(self, failure: Failure | None, now: float) -> None:
+        """The probe came back; None where the server is there and serves what the run asks for."""
+        if failure is not None and failure.reaction is Reaction.STOP:
+            self._refuse(failure)
+        self.circuit.probed(failure, now)
+
+    def stop(self, error: LLMBatchError) -> None:
+        """Make the next command `Stop` with `error`; the first reason stands."""
+        if self._stop is None:
+            self._stop = error
+
+    def _take(self, amount: int) -> list[Ticket]:
+        tickets = [self._ready.popleft() for _ in range(amount)]
+        for ticket in tickets:
+            ticket.sends += 1
+        self.in_flight += amount
+        return tickets
+
+    def _works(self, now: float) -> None:
+        self._rows_failing = 0
+        self.circuit.answered(now)
+
+    def _impatient(self, state: State, now: float) -> bool:
+        if state is State.PAUSED and self.in_flight > 0:
+            return False  # the capacity that is missing is what our own requests hold
+        return state is not State.CLOSED and self.circuit.impatient(now)
+
+    def _spend(self, ticket: Ticket, failure: Failure, now: float) -> RowError | None:
+        if ticket.spent == 0:
+            self._rows_failing += 1
+        if self._rows_failing >= SICK_ROWS:
+            self.circuit.lost(failure, now)
+            return self._suspect(ticket, failure)
+        ticket.spent += 1
+        ticket.immediate = 0
+        if ticket.spent >= self._max_attempts:
+            return _row_error(failure)
+        due = now + max(self._wait_s(ticket.spent), failure.retry_after_s or 0.0)
+        heapq.heappush(self._delayed, (due, next(self._order), ticket))
+        return None
+
+    def _again(self, ticket: Ticket, failure: Failure, now: float) -> None:
+        ticket.immediate += 1
+        if ticket.immediate > MAX_IMMEDIATE:
+            ticket.immediate = 0
+            self.circuit.lost(failure, now)
+        self._ready.appendleft(ticket)
+
+    def _suspect(self, ticket: Ticket, failure: Failure) -> RowError | None:
+        ticket.suspicions += 1
+        if ticket.suspicions >= MAX_SUSPICIONS:
+            return RowError(
+                failure.kind,
+                f"in flight at {ticket.suspicions} deaths of the server and taken for their cause; "
+                f"the last: {failure.message}",
+                failure.http_status,
+            )
+        self._ready.append(ticket)  # at the back: another row makes the trial
+        return None
+
+    def _refuse(self, failure: Failure) -> None:
+        self.stop(EndpointRefusedError(f"The endpoint refuses every row: {failure.kind} – {failure.message}"))
+
+    def _gave_up(self) -> EndpointDownError:
+        circuit = self.circuit
+        return EndpointDownError(
+            f"The endpoint gave no answer for {duration(circuit.patience_s)}; last: {circuit.reason}. "
+            "What has settled is kept; the next try goes on from there"
+        )
+
+    @staticmethod
+    def _earliest(*moments: float | None) -> float | None:
+        return min((moment for moment in moments if moment is not None), default=None)
+
+
+def _row_error(failure: Failure) -> RowError:
+    return RowError(failure.kind, failure.message, failure.http_status)

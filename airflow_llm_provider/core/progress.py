@@ -1,0 +1,70 @@
+"""How far a run is and how fast it goes.
+
+Owns the rates and the words of the progress line. Does not read a clock, log or write.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+RATE_WINDOW_S = 60.0
+"""Rates are averages over this long: long enough to be steady, short enough to show a change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Where a run stands.
+
+    Attributes:
+        done: rows with an outcome.
+        total: rows of the run.
+        rows_per_s: over the last minute; 0 where nothing has been measured.
+        tokens_per_s: completion tokens, over the last minute.
+        eta_s: seconds to the end at this pace; None where it is not known.
+    """
+
+    done: int
+    total: int
+    rows_per_s: float
+    tokens_per_s: float
+    eta_s: float | None
+
+    def __str__(self) -> str:
+        share = f"{100 * self.done / self.total:.1f} %" if self.total else "-"
+        eta = "unknown" if self.eta_s is None else duration(self.eta_s)
+        return (
+            f"{self.done:,}/{self.total:,} rows ({share}), {self.rows_per_s:.1f} rows/s, "
+            f"{self.tokens_per_s:.0f} tokens/s, ETA {eta}"
+        )
+
+
+class PaceMeter:
+    """Rates over the last minute from samples of running totals."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int, int]] = deque()
+
+    def sample(self, *, now: float, done: int, total: int, completion_tokens: int) -> Pace:
+        """Take in the totals at `now` (monotonic seconds) and say where the run stands."""
+        self._samples.append((now, done, completion_tokens))
+        while len(self._samples) > 2 and now - self._samples[1][0] >= RATE_WINDOW_S:  # noqa: PLR2004 - keep two
+            self._samples.popleft()
+        then, done_then, tokens_then = self._samples[0]
+        elapsed_s = now - then
+        rows_per_s = (done - done_then) / elapsed_s if elapsed_s > 0 else 0.0
+        tokens_per_s = (completion_tokens - tokens_then) / elapsed_s if elapsed_s > 0 else 0.0
+        eta_s = (total - done) / rows_per_s if rows_per_s > 0 else None
+        return Pace(done=done, total=total, rows_per_s=rows_per_s, tokens_per_s=tokens_per_s, eta_s=eta_s)
+
+
+def duration(seconds: float) -> str:
+    """A duration as people say it: ``42 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    whole = round(seconds)
+    if whole < 60:  # noqa: PLR2004 - seconds in a minute
+        return f"{whole} s"
+    minutes, rest_s = divmod(whole, 60)
+    if minutes < 60:  # noqa: PLR2004 - minutes in an hour
+        return f"{minutes} min {rest_s:02d} s"
+    hours, rest_min = divmod(minutes, 60)
+    return f"{hours} h {rest_min:02d} min"

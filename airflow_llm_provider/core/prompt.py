@@ -1,0 +1,215 @@
+"""From a row to the request it asks for: prompts are compiled once and rendered per row in a sandbox.
+
+Owns the templates, the sandbox and the shape of the request body. Does not know where rows come from, nor how a body
+is encoded or sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from airflow_llm_provider.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jinja2 import Template
+
+Endpoint = Literal["chat", "completions"]
+
+PATHS: Mapping[Endpoint, str] = MappingProxyType(
+    {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+)
+"""Routes below a server's root that a row may ask for."""
+
+_RESERVED = frozenset({"model", "messages", "prompt"})
+
+
+class RowRejectedError(ValueError):
+    """A row that cannot become a request; its text says why."""
+
+
+class _NullInPromptError(TemplateError):
+    pass
+
+
+def _refuse_null(value: object) -> object:
+    if value is None:
+        raise _NullInPromptError("it prints a null; write {{ … or '' }} where an empty text will do")
+    return value
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, in which ``row.items`` is the row's field and only then a dict's method."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is dict and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSpec:
+    """What a DAG says of its requests; everything in it shapes the answers.
+
+    Attributes:
+        endpoint: ``chat`` or ``completions``.
+        prompt: template of the user's message, or of the prompt; None where rows are OpenAI batch lines.
+        messages: instead of `prompt`, whole messages whose ``content`` texts are templates.
+        system_prompt: template of a system message put first.
+        parameters: body fields sent as they are, such as ``temperature``; ``extra_body`` is merged in already.
+        context: plain values of the run that templates may use beside ``row``.
+
+    Raises:
+        ConfigurationError: when the parts contradict each other.
+    """
+
+    endpoint: Endpoint = "chat"
+    prompt: str | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
+    system_prompt: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.endpoint not in PATHS:
+            raise ConfigurationError(f"endpoint is one of {', '.join(PATHS)}, not {self.endpoint!r}")
+        if self.prompt is not None and self.messages is not None:
+            raise ConfigurationError("Give prompt or messages, not both")
+        if self.endpoint == "completions" and (self.messages is not None or self.system_prompt is not None):
+            raise ConfigurationError(
+                "endpoint='completions' takes prompt; messages and system_prompt are chat's"
+            )
+        if not self.templated and (self.system_prompt is not None or self.parameters):
+            named = ["system_prompt"] if self.system_prompt is not None else []
+            raise ConfigurationError(
+                f"{', '.join([*named, *self.parameters])}: without prompt or messages, rows are OpenAI batch lines and "
+                "are sent as they are, so this would have no effect. Set a prompt, or put it into the rows' bodies"
+            )
+        if reserved := _RESERVED & self.parameters.keys():
+            raise ConfigurationError(
+                f"extra_body may not hold {', '.join(sorted(reserved))}: the operator sets it"
+            )
+
+    @property
+    def templated(self) -> bool:
+        """Whether requests are made from templates rather than taken from the rows."""
+        return self.prompt is not None or self.messages is not None
+
+
+class RequestTemplate:
+    """Compiled templates: turns rows into request bodies.
+
+    Args:
+        spec: what the DAG says.
+        model: the model named in each body.
+
+    Raises:
+        ConfigurationError: when a template does not parse or uses a name that does not exist.
+    """
+
+    def __init__(self, spec: RequestSpec, *, model: str) -> None:
+        self._spec = spec
+        self._model = model
+        self._environment = _Environment(undefined=StrictUndefined, finalize=_refuse_null, autoescape=False)  # noqa: S701 - prompts are no HTML
+        self._environment.globals.clear()
+        self._names: set[str] = set()
+        self._system = self._compile("system_prompt", spec.system_prompt)
+        self._prompt = self._compile("prompt", spec.prompt)
+        self._messages = [
+            (dict(message), self._compile(f"messages[{n}].content", _content(message, n)))
+            for n, message in enumerate(spec.messages or ())
+        ]
+        self._context = {name: spec.context[name] for name in self._names - {"row"}}
+
+    def used_context(self) -> dict[str, Any]:
+        """The run's values that the templates really use: they shape the answers, the others do not."""
+        return dict(self._context)
+
+    def build(self, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The route and body for `row`.
+
+        Raises:
+            RowRejectedError: when the row lacks what the template names, or is no usable batch line.
+        """
+        if not self._spec.templated:
+            return self._batch_line(row)
+        body: dict[str, Any] = {"model": self._model}
+        if self._spec.endpoint == "completions":
+            body["prompt"] = self._render(self._prompt, row)
+        else:
+            body["messages"] = self._chat(row)
+        body.update(self._spec.parameters)
+        return PATHS[self._spec.endpoint], body
+
+    def _chat(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = []
+        if self._system is not None:
+            messages.append({"role": "system", "content": self._render(self._system, row)})
+        if self._prompt is not None:
+            messages.append({"role": "user", "content": self._render(self._prompt, row)})
+        for message, template in self._messages:
+            messages.append({**message, "content": self._render(template, row)} if template else message)
+        return messages
+
+    def _batch_line(self, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        body, url = row.get("body"), row.get("url")
+        if not isinstance(body, dict) or not isinstance(url, str):
+            raise RowRejectedError(
+                "no prompt is set and the row is no OpenAI batch line (custom_id, method, url, body); "
+                f"its fields are: {_fields(row)}"
+            )
+        if url not in PATHS.values():
+            raise RowRejectedError(f"its url {url!r} is none of {', '.join(PATHS.values())}")
+        if row.get("method", "POST") != "POST":
+            raise RowRejectedError(f"its method is {row['method']!r}, not POST")
+        return url, body if "model" in body else {"model": self._model, **body}
+
+    def _compile(self, name: str, source: str | None) -> Template | None:
+        if source is None:
+            return None
+        try:
+            tree = self._environment.parse(source)
+            template = self._environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise ConfigurationError(
+                f"{name} is no valid template: {error.message} (line {error.lineno})"
+            ) from error
+        names = meta.find_undeclared_variables(tree)
+        if unknown := names - {"row"} - self._spec.context.keys():
+            known = ", ".join(["row", *sorted(self._spec.context)])
+            raise ConfigurationError(
+                f"{name} uses {', '.join(sorted(unknown))}, which does not exist; it may use: {known}"
+            )
+        self._names |= names
+        return template
+
+    def _render(self, template: Template | None, row: Mapping[str, Any]) -> str:
+        if template is None:  # a message whose content is no text is passed on, never rendered
+            raise AssertionError
+        try:
+            return template.render(self._context, row=row)
+        except TemplateError as error:
+            raise RowRejectedError(
+                f"the prompt cannot be rendered: {error.message}; the row's fields are: {_fields(row)}"
+            ) from error
+        except Exception as error:  # a template may do anything wrong with a value: divide it, index it, …
+            raise RowRejectedError(
+                f"the prompt cannot be rendered: {type(error).__name__}: {error}; the row's fields are: {_fields(row)}"
+            ) from error
+
+
+def _content(message: Mapping[str, Any], number: int) -> str | None:
+    if not isinstance(message.get("role"), str):
+        raise ConfigurationError(f"messages[{number}] has no role; a message is {{'role': …, 'content': …}}")
+    content = message.get("content")
+    return content if isinstance(content, str) else None
+
+
+def _fields(row: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, row)) or "none"
