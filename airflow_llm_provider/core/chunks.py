@@ -47,9 +47,7 @@ class ChunkPlan:
 
     def __post_init__(self) -> None:
         if self.chunk_rows < 1 or -(-self.total_rows // self.chunk_rows) != len(self.starts):
-            raise ValueError(
-                f"{len(self.starts)} chunks of {self.chunk_rows} rows cannot hold {self.total_rows} rows"
-            )
+            raise ValueError(f"{len(self.starts)} chunks of {self.chunk_rows} rows cannot hold {self.total_rows} rows")
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -58,9 +56,7 @@ class ChunkPlan:
         """The chunk with that number."""
         first_index = number * self.chunk_rows
         file, offset, line = self.starts[number]
-        return Chunk(
-            number, first_index, min(self.chunk_rows, self.total_rows - first_index), file, offset, line
-        )
+        return Chunk(number, first_index, min(self.chunk_rows, self.total_rows - first_index), file, offset, line)
 
     def number_of(self, index: int) -> int:
         """The number of the chunk that holds row `index`."""

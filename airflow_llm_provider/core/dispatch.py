@@ -96,13 +96,9 @@ class Dispatcher:
         circuit: the endpoint's breaker.
     """
 
-    def __init__(
-        self, *, limit: int, max_attempts: int, wait_s: Callable[[int], float], circuit: Circuit
-    ) -> None:
+    def __init__(self, *, limit: int, max_attempts: int, wait_s: Callable[[int], float], circuit: Circuit) -> None:
         if limit < 1 or max_attempts < 1:
-            raise ConfigurationError(
-                f"max_in_flight ({limit}) and max_attempts ({max_attempts}) must be 1 or more"
-            )
+            raise ConfigurationError(f"max_in_flight ({limit}) and max_attempts ({max_attempts}) must be 1 or more")
         self.limit = limit
         self.in_flight = 0
         self.circuit = circuit
@@ -155,7 +151,11 @@ class Dispatcher:
         self._works(now)
 
     def failed(self, ticket: Ticket, failure: Failure, now: float) -> RowError | None:
-        """The request failed. Returns the row's error where the row ends here; None where it goes again or the run stops."""
+        """The request failed.
+
+        Returns:
+            The row's error where the row ends here; None where it goes again or the run stops.
+        """
         self.in_flight -= 1
         match failure.reaction:
             case Reaction.DEAD_LETTER:
@@ -164,7 +164,7 @@ class Dispatcher:
             case Reaction.RETRY:
                 return self._spend(ticket, failure, now)
             case Reaction.RETRY_NOW:
-                return self._again(ticket, failure, now)
+                self._again(ticket, failure, now)
             case Reaction.BACK_OFF:
                 self.circuit.failed(failure, now)
                 self._ready.appendleft(ticket)

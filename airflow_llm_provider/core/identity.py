@@ -77,9 +77,7 @@ def canonical(value: object) -> bytes:
     Raises:
         TypeError: when `value` holds something JSON cannot say.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(
-        "utf-8", "surrogatepass"
-    )
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -62,9 +62,7 @@ class ChunkSummary:
             rows=int(data["rows"]),
             succeeded=int(data["succeeded"]),
             errored=int(data["errored"]),
-            usage=Usage(
-                int(data["prompt_tokens"]), int(data["completion_tokens"]), int(data["cached_tokens"])
-            ),
+            usage=Usage(int(data["prompt_tokens"]), int(data["completion_tokens"]), int(data["cached_tokens"])),
             bytes=int(data["bytes"]),
             sha256=str(data["sha256"]),
         )

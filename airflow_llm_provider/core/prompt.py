@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 Endpoint = Literal["chat", "completions"]
 
-PATHS: Mapping[Endpoint, str] = MappingProxyType(
-    {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
-)
+PATHS: Mapping[Endpoint, str] = MappingProxyType({"chat": "/v1/chat/completions", "completions": "/v1/completions"})
 """Routes below a server's root that a row may ask for."""
 
 _RESERVED = frozenset({"model", "messages", "prompt"})
@@ -82,9 +80,7 @@ class RequestSpec:
         if self.prompt is not None and self.messages is not None:
             raise ConfigurationError("Give prompt or messages, not both")
         if self.endpoint == "completions" and (self.messages is not None or self.system_prompt is not None):
-            raise ConfigurationError(
-                "endpoint='completions' takes prompt; messages and system_prompt are chat's"
-            )
+            raise ConfigurationError("endpoint='completions' takes prompt; messages and system_prompt are chat's")
         if not self.templated and (self.system_prompt is not None or self.parameters):
             named = ["system_prompt"] if self.system_prompt is not None else []
             raise ConfigurationError(
@@ -92,9 +88,7 @@ class RequestSpec:
                 "are sent as they are, so this would have no effect. Set a prompt, or put it into the rows' bodies"
             )
         if reserved := _RESERVED & self.parameters.keys():
-            raise ConfigurationError(
-                f"extra_body may not hold {', '.join(sorted(reserved))}: the operator sets it"
-            )
+            raise ConfigurationError(f"extra_body may not hold {', '.join(sorted(reserved))}: the operator sets it")
 
     @property
     def templated(self) -> bool:
@@ -116,7 +110,7 @@ class RequestTemplate:
     def __init__(self, spec: RequestSpec, *, model: str) -> None:
         self._spec = spec
         self._model = model
-        self._environment = _Environment(undefined=StrictUndefined, finalize=_refuse_null, autoescape=False)  # noqa: S701 - prompts are no HTML
+        self._environment = _Environment(undefined=StrictUndefined, finalize=_refuse_null, autoescape=False)
         self._environment.globals.clear()
         self._names: set[str] = set()
         self._system = self._compile("system_prompt", spec.system_prompt)
@@ -177,9 +171,7 @@ class RequestTemplate:
             tree = self._environment.parse(source)
             template = self._environment.from_string(source)
         except TemplateSyntaxError as error:
-            raise ConfigurationError(
-                f"{name} is no valid template: {error.message} (line {error.lineno})"
-            ) from error
+            raise ConfigurationError(f"{name} is no valid template: {error.message} (line {error.lineno})") from error
         names = meta.find_undeclared_variables(tree)
         if unknown := names - {"row"} - self._spec.context.keys():
             known = ", ".join(["row", *sorted(self._spec.context)])

@@ -28,9 +28,7 @@ class FailureKind(StrEnum):
     ENGINE_DEAD = "engine_dead"  # 500 or an in-stream error "EngineCore encountered an issue"
     UNREACHABLE = "unreachable"  # refused, no route, no such name, connect timeout, 502
     CONNECTION_LOST = "connection_lost"  # a fresh connection, or one mid-answer, died
-    STALE_CONNECTION = (
-        "stale_connection"  # a reused keep-alive connection was closed under us before an answer
-    )
+    STALE_CONNECTION = "stale_connection"  # a reused keep-alive connection was closed under us before an answer
     SERVER_ERROR = "server_error"  # any other 5xx, and errors inside a stream that name nothing else
     TIMEOUT = "timeout"  # no complete answer in time: ours, 408 or 504
     GARBLED = "garbled"  # 2xx, but the body is no usable answer (truncated, not JSON, no choices)

@@ -29,9 +29,7 @@ class Tolerance:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_error_rate <= 1:
-            raise ConfigurationError(
-                f"max_error_rate is a share between 0 and 1, not {self.max_error_rate!r}"
-            )
+            raise ConfigurationError(f"max_error_rate is a share between 0 and 1, not {self.max_error_rate!r}")
 
     def borne(self, rows: int) -> int:
         """How many of `rows` may error."""
