@@ -1,0 +1,255 @@
+"""One endpoint over HTTP: a request's bytes in, a `Completion` or a `Failure` out.
+
+Owns the connections, and the recognition of failures that come without an answer. Does not know how answers are read
+(`endpoint.wire`), how many requests may be in flight, or what a failure leads to: it never retries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import ssl
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Self
+
+import aiohttp
+from yarl import URL
+
+from airflow_llm_provider.core.retry import Failure, FailureKind
+from airflow_llm_provider.endpoint.failure import Answer, classify, garbled, read_json, shorten
+from airflow_llm_provider.endpoint.identity import ServedModel, ServerIdentity
+from airflow_llm_provider.endpoint.wire import decode
+from airflow_llm_provider.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from aiohttp.client_proto import ResponseHandler
+
+    from airflow_llm_provider.core.request import Completion
+    from airflow_llm_provider.endpoint.settings import EndpointSettings
+
+KEEPALIVE_S = 3.0
+"""Idle connections are dropped after this long: vLLM drops them after 5 s, and whoever is second loses a request."""
+
+RACE_S = 1.0
+"""A reused connection that dies this soon after a request was written lost the keep-alive race: the server closed it
+before it saw the request. One that dies later had its request inside the server."""
+
+IDENTIFY_TIMEOUT_S = 30.0
+
+_LARGE_BODY_BYTES = 2**20  # aiohttp writes `bytes` in one go and warns from here on; a file object goes in pieces
+_SHORTEST_SECRET = 8  # an extra header's value below this ("1", "true") is no secret, and blotting it out is noise
+
+_connection_is_new: ContextVar[bool] = ContextVar("connection_is_new", default=False)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Notes, in the context of the task that asked for it, that a connection was made and not reused.
+
+    This hook runs once per connection; aiohttp's tracing, the documented way, runs code on every request.
+    """
+
+    async def _create_connection(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Any],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
+    ) -> ResponseHandler:
+        _connection_is_new.set(True)
+        return await super()._create_connection(req, traces, timeout)
+
+
+class EndpointClient:
+    """Sends requests to one base URL of an endpoint. An async context manager.
+
+    Nothing about the network raises: every such end is a `Failure`. `asyncio.CancelledError` passes through, closes
+    the connection, and thereby frees the request's slot in vLLM.
+
+    Args:
+        settings: the endpoint's, of which the URL list is not looked at.
+        base_url: the server's root this client talks to, without ``/v1``.
+
+    Raises:
+        ConfigurationError: the CA bundle can't be read.
+    """
+
+    def __init__(self, settings: EndpointSettings, *, base_url: str) -> None:
+        self._settings = settings
+        self._base_url = base_url
+        self._ssl = _ssl_context(settings.verify) if base_url.startswith("https://") else True
+        self._urls: dict[str, URL] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self._secrets = _secrets(settings)
+
+    async def __aenter__(self) -> Self:
+        settings = self._settings
+        headers = {
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",  # unpacking costs more CPU than a local network saves
+            "User-Agent": "airflow-llm-provider",
+            **settings.extra_headers,
+        }
+        if settings.api_key:
+            headers["Authorization"] = f"Bearer {settings.api_key}"
+        self._session = aiohttp.ClientSession(
+            connector=_Connector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=self._ssl),
+            headers=headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=settings.request_timeout_s, connect=settings.connect_timeout_s),
+            trust_env=False,  # prompts go to the server the connection names, not to a proxy of the environment
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def send(self, path: str, body: bytes, *, request_id: str) -> Completion | Failure:
+        """Posts one request and reads its whole answer.
+
+        Args:
+            path: route below the root, such as ``/v1/chat/completions``.
+            body: the JSON body, encoded.
+            request_id: sent as ``X-Request-Id``; vLLM makes it part of the answer's id and of its log.
+        """
+        session = self._open_session()
+        url = self._urls.get(path) or self._url(path)
+        data = body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body)
+        loop = asyncio.get_running_loop()
+        response: aiohttp.ClientResponse | None = None
+        _connection_is_new.set(False)
+        started_s = loop.time()
+        try:
+            async with session.post(
+                url, data=data, headers={"X-Request-Id": request_id}, allow_redirects=False
+            ) as response:
+                answer = await response.read()
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            return self._failure(error, answered=response is not None, at_once=loop.time() - started_s < RACE_S)
+        headers = response.headers
+        return decode(
+            path=path,
+            status=response.status,
+            content_type=headers.get("Content-Type", ""),
+            retry_after=headers.get("Retry-After"),
+            body=answer,
+            date=headers.get("Date"),
+            location=headers.get("Location"),
+            secrets=self._secrets,
+        )
+
+    async def identify(self) -> ServerIdentity | Failure:
+        """Asks who answers: ``/v1/models``, then ``/version``, which other servers need not have."""
+        answer = await self._get("/v1/models")
+        if isinstance(answer, Failure):
+            return answer
+        if answer.status != 200:  # noqa: PLR2004
+            return classify(answer)
+        models = _served_models(read_json(answer.body))
+        if models is None:
+            return garbled(answer, "the answer is no list of models")
+        version = await self._get("/version")
+        if isinstance(version, Failure):
+            return version
+        return ServerIdentity(
+            models=models,
+            version=_version(version),
+            is_vllm=any(model.owned_by == "vllm" for model in models),
+        )
+
+    async def _get(self, path: str) -> Answer | Failure:
+        timeout = aiohttp.ClientTimeout(
+            total=min(IDENTIFY_TIMEOUT_S, self._settings.request_timeout_s),
+            connect=self._settings.connect_timeout_s,
+        )
+        response: aiohttp.ClientResponse | None = None
+        try:
+            async with self._open_session().get(self._url(path), allow_redirects=False, timeout=timeout) as response:
+                body = await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            return self._failure(error, answered=response is not None, at_once=False)
+        headers = response.headers
+        return Answer(
+            path=path,
+            status=response.status,
+            content_type=headers.get("Content-Type", ""),
+            body=body,
+            retry_after=headers.get("Retry-After"),
+            date=headers.get("Date"),
+            location=headers.get("Location"),
+            secrets=self._secrets,
+        )
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("EndpointClient is used outside `async with`")
+        return self._session
+
+    def _url(self, path: str) -> URL:
+        url = self._urls[path] = URL(self._base_url + path, encoded=True)
+        return url
+
+    def _failure(self, error: Exception, *, answered: bool, at_once: bool) -> Failure:
+        """Names an exception of aiohttp's. Order matters: its classes inherit from each other."""
+        words = f"{self._base_url}: {_words(error)}"
+        match error:
+            case aiohttp.ClientConnectorCertificateError() | aiohttp.ServerFingerprintMismatch():
+                kind = FailureKind.UNTRUSTED
+            case aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
+                kind = FailureKind.UNREACHABLE
+            case TimeoutError():
+                kind = FailureKind.TIMEOUT
+                words = f"{self._base_url}: no complete answer in {self._settings.request_timeout_s:g} s"
+            case aiohttp.ClientResponseError() | aiohttp.InvalidURL():
+                kind = FailureKind.GARBLED
+                words = f"{self._base_url}: the answer is not HTTP: {_words(error)}"
+            case _:
+                half = isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)
+                stale = at_once and not answered and not half and not _connection_is_new.get()
+                kind = FailureKind.STALE_CONNECTION if stale else FailureKind.CONNECTION_LOST
+        return Failure(kind, shorten(words, self._secrets))
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _secrets(settings: EndpointSettings) -> tuple[str, ...]:
+    values = [value for value in settings.extra_headers.values() if len(value) >= _SHORTEST_SECRET]
+    return (settings.api_key, *values) if settings.api_key else tuple(values)
+
+
+def _ssl_context(verify: bool | str) -> ssl.SSLContext | bool:  # noqa: FBT001 - the connection's word
+    if isinstance(verify, bool):
+        return verify
+    try:
+        return ssl.create_default_context(cafile=verify)
+    except OSError as error:  # ssl.SSLError too
+        raise ConfigurationError(
+            f"The vLLM connection's CA bundle {verify!r} can't be read ({error}). Set `verify` to a PEM file."
+        ) from error
+
+
+def _served_models(parsed: Any) -> tuple[ServedModel, ...] | None:
+    match parsed:
+        case {"data": list(models)}:
+            return tuple(
+                ServedModel(model["id"], model.get("root"), model.get("owned_by"))
+                for model in models
+                if isinstance(model, dict) and isinstance(model.get("id"), str)
+            )
+        case _:
+            return None
+
+
+def _version(answer: Answer) -> str | None:
+    if answer.status != 200:  # noqa: PLR2004
+        return None
+    match read_json(answer.body):
+        case {"version": str(version)}:
+            return version
+        case _:
+            return None

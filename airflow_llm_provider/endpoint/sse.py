@@ -1,0 +1,128 @@
+"""A whole ``text/event-stream`` body, put together into the body the same request would have got unstreamed.
+
+Owns the event framing and the joining of deltas. Does not know what the body means: `endpoint.wire` reads it exactly
+as it reads an unstreamed one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_DONE = b"[DONE]"
+_TEXTS = ("content", "reasoning_content", "reasoning")
+
+
+def assemble(body: bytes) -> dict[str, Any] | None:
+    """Joins a stream.
+
+    Returns:
+        The unstreamed body; or the server's ``{"error": ...}`` event, wherever in the stream it stands, because half
+        an answer is none; or None when an event is not JSON, when a choice never finished or when ``[DONE]`` is
+        missing: something between the server and here cut the stream.
+    """
+    choices: dict[int, _Choice] = {}
+    usage: Any = None
+    done = False
+    for data in _events(body):
+        if data == _DONE:
+            done = True
+            break
+        try:
+            event = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            return None
+        if not isinstance(event, dict):
+            return None
+        if event.get("error") or event.get("object") == "error":
+            return event
+        usage = event.get("usage") or usage
+        for chunk in event.get("choices") or ():
+            choices.setdefault(chunk.get("index", 0), _Choice()).add(chunk)
+    if not done or any(choice.finish_reason is None for choice in choices.values()):
+        return None
+    return {"choices": [choices[index].whole(index) for index in sorted(choices)], "usage": usage}
+
+
+def _events(body: bytes) -> Iterator[bytes]:
+    """The data of each event. Lines end with LF, CRLF or CR; an event's lines are joined by LF."""
+    lines: list[bytes] = []
+    for line in body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
+        if line.startswith(b"data:"):
+            lines.append(line[5:].removeprefix(b" "))
+        elif not line and lines:
+            yield b"\n".join(lines)
+            lines = []
+    # an event without the blank line that ends it was cut, and is dropped, as the standard says
+
+
+class _Choice:
+    """One choice while its chunks come in."""
+
+    def __init__(self) -> None:
+        self.finish_reason: str | None = None
+        self.text: list[str] = []
+        self.texts: dict[str, list[str]] = {}
+        self.tool_calls: dict[int, dict[str, Any]] = {}
+        self.logprobs: list[Any] = []
+        self.token_ids: list[int] = []
+        self.is_chat = False
+
+    def add(self, chunk: dict[str, Any]) -> None:
+        """Takes one chunk's choice."""
+        self.finish_reason = chunk.get("finish_reason") or self.finish_reason
+        self.text.append(chunk.get("text") or "")
+        self.token_ids += chunk.get("token_ids") or ()
+        if chunk.get("logprobs"):
+            self.logprobs.append(chunk["logprobs"])
+        delta = chunk.get("delta")
+        if delta is None:
+            return
+        self.is_chat = True
+        for name in _TEXTS:
+            if delta.get(name):
+                self.texts.setdefault(name, []).append(delta[name])
+        for call in delta.get("tool_calls") or ():
+            self._add_call(call)
+
+    def _add_call(self, call: dict[str, Any]) -> None:
+        """A call's first delta carries id, type and name; later ones the next piece of its arguments."""
+        known = self.tool_calls.setdefault(
+            call.get("index", 0), {"id": None, "type": "function", "function": {"name": None, "arguments": ""}}
+        )
+        known["id"] = call.get("id") or known["id"]
+        known["type"] = call.get("type") or known["type"]
+        function = call.get("function") or {}
+        known["function"]["name"] = function.get("name") or known["function"]["name"]
+        known["function"]["arguments"] += function.get("arguments") or ""
+
+    def whole(self, index: int) -> dict[str, Any]:
+        """The choice as an unstreamed answer has it."""
+        choice: dict[str, Any] = {
+            "index": index,
+            "finish_reason": self.finish_reason,
+            "logprobs": _join_logprobs(self.logprobs),
+            "token_ids": self.token_ids or None,
+        }
+        if not self.is_chat:
+            return choice | {"text": "".join(self.text)}
+        texts = {name: "".join(parts) for name, parts in self.texts.items()}
+        calls = [self.tool_calls[number] for number in sorted(self.tool_calls)]
+        content = texts.pop("content", None if calls or texts else "")
+        return choice | {"message": {"role": "assistant", "content": content, "tool_calls": calls, **texts}}
+
+
+def _join_logprobs(parts: list[Any]) -> dict[str, Any] | None:
+    """Chat's ``{"content": [...]}``, completions' ``{"tokens": [...], "token_logprobs": [...], ...}``: list by list."""
+    if not parts:
+        return None
+    joined: dict[str, Any] = {}
+    for part in parts:
+        for name, values in part.items():
+            if values is not None:
+                joined.setdefault(name, []).extend(values)
+    return joined

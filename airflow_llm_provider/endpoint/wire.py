@@ -1,0 +1,138 @@
+"""An HTTP answer becomes a `Completion` or a `Failure`.
+
+Owns the shape of a good answer of the two routes we drive. Pure: bytes in, values out; no clock, no socket.
+Does not know how errors are classified (`endpoint.failure`), how a stream is put together (`endpoint.sse`),
+or who asked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_llm_provider.core.request import Completion, Usage
+from airflow_llm_provider.core.retry import Failure, FailureKind
+from airflow_llm_provider.endpoint import sse
+from airflow_llm_provider.endpoint.failure import Answer, classify, classify_inside, garbled, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CHAT_PATH = "/v1/chat/completions"
+COMPLETIONS_PATH = "/v1/completions"
+
+_ABORTED = frozenset({"abort", "error"})
+"""Finish reasons that come with a 200 and half a text: the server gave up on the request."""
+
+_MORE_THAN_TEXT = ("logprobs", "token_ids", "prompt_logprobs")
+"""Fields of a choice that are null unless the request asked for them."""
+
+
+def decode(
+    *,
+    path: str,
+    status: int,
+    content_type: str,
+    retry_after: str | None,
+    body: bytes,
+    date: str | None = None,
+    location: str | None = None,
+    secrets: tuple[str, ...] = (),
+) -> Completion | Failure:
+    """What an answer to a POST means. Takes `Answer`'s fields; never raises.
+
+    A whole ``text/event-stream`` body is as good as a JSON one: rows may say ``"stream": true``.
+    """
+    if status == 200:  # noqa: PLR2004 - the one that carries completions; the hot path makes no `Answer`
+        parsed = sse.assemble(body) if "event-stream" in content_type else read_json(body)
+        completion = _completion(path, parsed)
+        if completion is not None:
+            return completion
+    answer = Answer(
+        path=path,
+        status=status,
+        content_type=content_type,
+        body=body,
+        retry_after=retry_after,
+        date=date,
+        location=location,
+        secrets=secrets,
+    )
+    if not 200 <= status < 300:  # noqa: PLR2004
+        return classify(answer)
+    return _why_not(answer)
+
+
+def _completion(path: str, parsed: Any) -> Completion | None:
+    """The completion in a parsed body, or None where there is no usable one."""
+    if type(parsed) is not dict or parsed.get("error"):
+        return None
+    choices = parsed.get("choices")
+    if type(choices) is not list or not choices or type(choices[0]) is not dict:
+        return None
+    first = choices[0]
+    finish_reason = first.get("finish_reason")
+    if finish_reason in _ABORTED:
+        return None
+    keep = len(choices) > 1 or any(first.get(name) is not None for name in _MORE_THAN_TEXT)
+    usage = _usage(parsed.get("usage"))
+    kept = choices if keep else None
+    if path == COMPLETIONS_PATH:
+        text = first.get("text")
+        return Completion(text, finish_reason, usage, choices=kept) if type(text) is str else None
+    message = first.get("message")
+    if type(message) is not dict:
+        return None
+    return Completion(
+        _text(message.get("content")),
+        finish_reason,
+        usage,
+        message.get("reasoning_content") or message.get("reasoning") or None,
+        message.get("tool_calls") or None,
+        kept,
+    )
+
+
+def _why_not(answer: Answer) -> Failure:
+    """Names what is wrong with a 2xx that held no completion; only ever runs for those."""
+    if not answer.body.strip():
+        return garbled(answer, f"HTTP {answer.status} with an empty body")
+    if "event-stream" in answer.content_type:
+        parsed = sse.assemble(answer.body)
+        if parsed is None:
+            return garbled(answer, "the stream ended before its answer was complete")
+    else:
+        parsed = read_json(answer.body)
+    match parsed:
+        case {"error": error} if error:
+            return classify_inside(answer, parsed)
+        case {"object": "error"}:  # older vLLM
+            return classify_inside(answer, parsed)
+        case {"choices": [{"finish_reason": str(reason)}, *_]} if reason in _ABORTED:
+            return Failure(
+                FailureKind.SERVER_ERROR, f"the server ended the request with finish_reason {reason!r}", answer.status
+            )
+        case {"choices": []}:
+            return garbled(answer, "the answer has no choices")
+        case None:
+            return garbled(answer, "the answer is not JSON")
+        case _:
+            return garbled(answer, f"the answer has not the shape of {answer.path}")
+
+
+def _text(content: Any) -> str | None:
+    if type(content) is str or content is None:
+        return content
+    if type(content) is list:  # content parts
+        return "".join(str(part["text"]) for part in content if type(part) is dict and "text" in part)
+    return None
+
+
+def _usage(usage: Mapping[str, Any] | None) -> Usage:
+    if type(usage) is not dict:
+        return Usage()
+    details = usage.get("prompt_tokens_details")
+    return Usage(
+        usage.get("prompt_tokens") or 0,
+        usage.get("completion_tokens") or 0,
+        (details.get("cached_tokens") or 0) if type(details) is dict else 0,
+    )
