@@ -1,0 +1,307 @@
+"""A real Airflow on this machine: SQLite, one scheduler, API server, DAG processor and triggerer.
+
+Owns its settings and its life. What happens inside it is asked through ``airflow_rest``; processes are
+``program``'s. Everything it writes lies below its home:
+
+::
+
+    {home}/airflow.cfg          every setting, so that `AIRFLOW_HOME={home} airflow …` works beside it
+    {home}/airflow.db           SQLite
+    {home}/components/*.log     what the four components print
+    {home}/logs/                the tasks' logs, as in any Airflow
+    {home}/processes.json       who runs, for the start after a `kill -9`
+
+The components are started one by one and not by `airflow standalone`, which orphans them on SIGTERM and
+hides which of them failed.
+"""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import logging
+import os
+import secrets
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from tools.airflow_rest import AirflowRest, AirflowRestError
+from tools.program import Program, ProgramError, end_leftovers, is_alive, write_records
+
+MODE_OWNER_ONLY = 0o600
+COMPONENTS: Mapping[str, tuple[str, ...]] = {
+    "api-server": ("api-server",),
+    # log servers listen on every address of the machine; the API server reads the files instead
+    "scheduler": ("scheduler", "--skip-serve-logs"),
+    "dag-processor": ("dag-processor",),
+    "triggerer": ("triggerer", "--skip-serve-logs"),
+}
+HEALTH_NAMES = ("metadatabase", "scheduler", "dag_processor", "triggerer")
+POLL_S = 0.5
+MIGRATION_TIMEOUT_S = 180.0
+
+_log = logging.getLogger(__name__)
+
+
+class LocalAirflow:
+    """One Airflow with its home, its DAG folder and its port; a context manager from start to stop.
+
+    Args:
+        home: Everything it writes lies here. A home used before is used again, database included.
+        dags: The folder the DAG processor reads.
+        env: Added to the environment of every component and so of every task, for example
+            ``AIRFLOW_CONN_…`` or ``AIRFLOW__SECTION__KEY``. ``AIRFLOW…`` variables of this process are not
+            passed on, so a developer's own Airflow cannot leak in.
+        parallelism: Tasks that run at the same time.
+        timeout_s: How long ``start`` waits for healthy; a busy machine has taken two minutes.
+        stop_patience_s: How long running tasks may take to end when it stops, before they are killed.
+        note: Called with a line of text at each step.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        dags: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        parallelism: int = 4,
+        timeout_s: float = 180.0,
+        stop_patience_s: float = 10.0,
+        note: Callable[[str], None] = _log.info,
+    ) -> None:
+        self.home = home.resolve()
+        self.dags = dags.resolve()
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.rest = AirflowRest(self.url)
+        self._extra_env = dict(env or {})
+        self._parallelism = parallelism
+        self._timeout_s = timeout_s
+        self._stop_patience_s = stop_patience_s
+        self._note = note
+        self._programs: dict[str, Program] = {}
+
+    # --- life ---------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Migrate the database, start the components, wait until all four are healthy."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        for name in end_leftovers(self._records):
+            self._note(f"ended a {name} that an earlier Airflow of this home had left running")
+        self._write_settings()
+        self._migrate()
+        started_at = datetime.now(UTC)  # noqa: TID251 - compared with Airflow's own heartbeats
+        try:
+            for name, arguments in COMPONENTS.items():
+                self._start_component(name, arguments)
+            self._wait_until_healthy(started_at)
+        except BaseException:
+            with suppress(ProgramError):
+                self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End all components and tasks; raises ``ProgramError`` if a process stays. Safe to call twice.
+
+        The API server goes last: a task that is told to stop still reports through it.
+        """
+        failures = []
+        for name in ("scheduler", "triggerer", "dag-processor", "api-server"):
+            program = self._programs.pop(name, None)
+            if program is not None:
+                try:
+                    program.stop(patience_s=self._stop_patience_s)
+                except ProgramError as error:
+                    failures.append(str(error))
+        if failures:
+            raise ProgramError("\n".join(failures))
+        self._records.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # --- what runs ----------------------------------------------------------------------------------
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of this Airflow: components, executor workers, tasks and what they started."""
+        return [process for program in self._programs.values() for process in program.processes()]
+
+    def component(self, name: str) -> Program:
+        """One of ``api-server``, ``scheduler``, ``dag-processor``, ``triggerer``."""
+        return self._programs[name]
+
+    def restart_component(self, name: str) -> None:
+        """Start a component again, after ``component(name)`` was ended or killed."""
+        self._programs[name].stop(patience_s=self._stop_patience_s)
+        self._start_component(name, COMPONENTS[name])
+
+    def task_processes(self) -> list[psutil.Process]:
+        """The processes that run task code now: the ones to ``kill -9`` in a test."""
+        scheduler = self._programs["scheduler"]
+        return [process for process in scheduler.processes() if is_alive(process) and _leads_a_group(process)]
+
+    def require_running(self) -> None:
+        """Raise ``ProgramError`` with the tail of its log if a component has ended."""
+        for program in self._programs.values():
+            program.require_running()
+
+    # --- steps --------------------------------------------------------------------------------------
+
+    @property
+    def _records(self) -> Path:
+        return self.home / "processes.json"
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the components; also what a command line beside them needs."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+        env["AIRFLOW_HOME"] = str(self.home)
+        env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
+        local = "127.0.0.1,localhost"
+        for name in ("NO_PROXY", "no_proxy"):  # tasks talk to the API server through httpx, which obeys them
+            env[name] = f"{env[name]},{local}" if env.get(name) else local
+        return env | self._extra_env
+
+    def _write_settings(self) -> None:
+        config = configparser.ConfigParser(interpolation=None)
+        config.read_dict(
+            {
+                section: {key: value.replace("%", "%%") for key, value in values.items()}
+                for section, values in self._settings().items()
+            }
+        )
+        path = self.home / "airflow.cfg"
+        path.touch(mode=MODE_OWNER_ONLY)
+        with path.open("w") as file:
+            config.write(file)
+
+    def _settings(self) -> dict[str, dict[str, str]]:
+        return {
+            "core": {
+                "dags_folder": str(self.dags),
+                "executor": "LocalExecutor",
+                "parallelism": str(self._parallelism),
+                "load_examples": "False",
+                "dags_are_paused_at_creation": "False",
+                "simple_auth_manager_all_admins": "True",  # everybody on this machine, and nobody else
+                "execution_api_server_url": f"{self.url}/execution/",
+                "hostname_callable": "socket.gethostname",  # getfqdn asks a DNS server that may be missing
+                "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+            },
+            "database": {
+                "sql_alchemy_conn": f"sqlite:///{self.home / 'airflow.db'}",
+                "load_default_connections": "False",
+            },
+            "logging": {"base_log_folder": str(self.home / "logs")},
+            "api": {
+                "base_url": self.url,
+                "host": "127.0.0.1",  # the default is every address of the machine
+                "port": str(self.port),
+                "workers": "1",
+                "secret_key": secrets.token_urlsafe(32),
+            },
+            "api_auth": {"jwt_secret": secrets.token_urlsafe(64)},
+            "workers": {"min_heartbeat_interval": "1"},
+            "scheduler": {"scheduler_idle_sleep_time": "0.5"},
+            "dag_processor": {
+                "dag_bundle_storage_path": str(self.home / "bundles"),
+                "refresh_interval": "2",  # seconds until a new file is seen
+                "bundle_refresh_check_interval": "1",
+                "parsing_processes": "1",
+            },
+            "usage_data_collection": {"enabled": "False"},
+        }
+
+    def _migrate(self) -> None:
+        self._note("migrating the database")
+        log_path = self.home / "components" / "migrate.log"
+        log_path.parent.mkdir(exist_ok=True)
+        with log_path.open("wb") as log:
+            result = subprocess.run(
+                [sys.executable, "-m", "airflow", "db", "migrate"],
+                cwd=self.home,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=MIGRATION_TIMEOUT_S,
+                check=False,
+            )
+        if result.returncode != 0:
+            tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-30:])
+            raise ProgramError(f"airflow db migrate failed. Its log, {log_path}, ends with:\n{tail}")
+        # readers and the writer stop waiting for each other; the mode stays with the file
+        with closing(sqlite3.connect(self.home / "airflow.db")) as database:
+            database.execute("PRAGMA journal_mode=WAL")
+
+    def _start_component(self, name: str, arguments: tuple[str, ...]) -> None:
+        program = Program(
+            name=f"airflow {name}",
+            argv=[sys.executable, "-m", "airflow", *arguments],
+            cwd=self.home,
+            log_path=self.home / "components" / f"{name}.log",
+            env=self.environment(),
+        )
+        program.start()
+        self._programs[name] = program
+        write_records(self._records, list(self._programs.values()))
+
+    def _wait_until_healthy(self, started_at: datetime) -> None:
+        self._note(f"waiting for Airflow at {self.url}")
+        deadline = time.monotonic() + self._timeout_s  # noqa: TID251 - a tool that waits for other processes
+        missing: list[str] = list(HEALTH_NAMES)
+        while time.monotonic() < deadline:  # noqa: TID251
+            self.require_running()
+            with suppress(OSError, AirflowRestError):
+                missing = _unhealthy(self.rest.health(), started_at)
+                if not missing:
+                    return
+            time.sleep(POLL_S)  # noqa: TID251
+        tails = "\n".join(f"--- {each.log_path}\n{each.log_tail(15)}" for each in self._programs.values())
+        raise ProgramError(
+            f"Airflow was not healthy after {self._timeout_s:.0f} s; still missing: {', '.join(missing)}\n{tails}"
+        )
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on, chosen by the operating system."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _unhealthy(health: Mapping[str, Mapping[str, str | None]], started_at: datetime) -> list[str]:
+    """Names that are not healthy yet. A heartbeat from before the start belongs to an earlier life."""
+    missing = []
+    for name in HEALTH_NAMES:
+        part = health.get(name) or {}
+        heartbeat = part.get(f"latest_{name}_heartbeat")
+        fresh = name == "metadatabase" or (heartbeat is not None and datetime.fromisoformat(heartbeat) >= started_at)
+        if part.get("status") != "healthy" or not fresh:
+            missing.append(name)
+    return missing
+
+
+def _leads_a_group(process: psutil.Process) -> bool:
+    """Airflow puts each task into a process group of its own, and nothing else below the scheduler."""
+    try:
+        return os.getpgid(process.pid) == process.pid != os.getsid(process.pid)
+    except OSError:
+        return False
