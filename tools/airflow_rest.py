@@ -9,11 +9,13 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 FINAL_RUN_STATES = frozenset({"success", "failed"})
 REQUEST_TIMEOUT_S = 60.0  # one API worker shares two cores with everything else
@@ -66,7 +68,8 @@ class AirflowRest:
 
     def health(self) -> dict[str, Any]:
         """``/monitor/health``; needs no token. ``OSError`` while nobody listens."""
-        return _send(urllib.request.Request(f"{self.url}/api/v2/monitor/health"))  # noqa: S310 - 127.0.0.1
+        answer: dict[str, Any] = _send(_request("GET", f"{self.url}/api/v2/monitor/health", None, {}))
+        return answer
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """One call below ``/api/v2``; the decoded JSON, or None for an empty answer."""

@@ -9,6 +9,7 @@ Owns its settings and its life. What happens inside it is asked through ``airflo
     {home}/airflow.db           SQLite
     {home}/components/*.log     what the four components print
     {home}/logs/                the tasks' logs, as in any Airflow
+    {home}/migrated-to          the Airflow version the database was migrated to
     {home}/processes.json       who runs, for the start after a `kill -9`
 
 The components are started one by one and not by `airflow standalone`, which orphans them on SIGTERM and
@@ -27,17 +28,20 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
-from types import TracebackType
-from typing import Self
-
-import psutil
+from typing import TYPE_CHECKING, Self
 
 from tools.airflow_rest import AirflowRest, AirflowRestError
-from tools.program import Program, ProgramError, end_leftovers, is_alive, write_records
+from tools.program import KILL_PATIENCE_S, Program, ProgramError, end_leftovers, is_alive, write_records
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    import psutil  # type: ignore[import-untyped]
 
 MODE_OWNER_ONLY = 0o600
 COMPONENTS: Mapping[str, tuple[str, ...]] = {
@@ -47,9 +51,11 @@ COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "dag-processor": ("dag-processor",),
     "triggerer": ("triggerer", "--skip-serve-logs"),
 }
+STOP_ORDER = ("scheduler", "triggerer", "dag-processor", "api-server")
 HEALTH_NAMES = ("metadatabase", "scheduler", "dag_processor", "triggerer")
 POLL_S = 0.5
 MIGRATION_TIMEOUT_S = 180.0
+TRIGGERER_PATIENCE_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +71,7 @@ class LocalAirflow:
             passed on, so a developer's own Airflow cannot leak in.
         parallelism: Tasks that run at the same time.
         timeout_s: How long ``start`` waits for healthy; a busy machine has taken two minutes.
-        stop_patience_s: How long running tasks may take to end when it stops, before they are killed.
+        stop_patience_s: How long running tasks may go on when it stops, before they get a SIGTERM.
         note: Called with a line of text at each step.
     """
 
@@ -77,7 +83,7 @@ class LocalAirflow:
         env: Mapping[str, str] | None = None,
         parallelism: int = 4,
         timeout_s: float = 180.0,
-        stop_patience_s: float = 10.0,
+        stop_patience_s: float = 3.0,
         note: Callable[[str], None] = _log.info,
     ) -> None:
         self.home = home.resolve()
@@ -103,8 +109,8 @@ class LocalAirflow:
         self._migrate()
         started_at = datetime.now(UTC)  # noqa: TID251 - compared with Airflow's own heartbeats
         try:
-            for name, arguments in COMPONENTS.items():
-                self._start_component(name, arguments)
+            for name in COMPONENTS:
+                self.start_component(name)
             self._wait_until_healthy(started_at)
         except BaseException:
             with suppress(ProgramError):
@@ -118,13 +124,11 @@ class LocalAirflow:
         The API server goes last: a task that is told to stop still reports through it.
         """
         failures = []
-        for name in ("scheduler", "triggerer", "dag-processor", "api-server"):
-            program = self._programs.pop(name, None)
-            if program is not None:
-                try:
-                    program.stop(patience_s=self._stop_patience_s)
-                except ProgramError as error:
-                    failures.append(str(error))
+        for name in STOP_ORDER:
+            try:
+                self.stop_component(name)
+            except ProgramError as error:
+                failures.append(str(error))
         if failures:
             raise ProgramError("\n".join(failures))
         self._records.unlink(missing_ok=True)
@@ -147,10 +151,28 @@ class LocalAirflow:
         """One of ``api-server``, ``scheduler``, ``dag-processor``, ``triggerer``."""
         return self._programs[name]
 
-    def restart_component(self, name: str) -> None:
-        """Start a component again, after ``component(name)`` was ended or killed."""
-        self._programs[name].stop(patience_s=self._stop_patience_s)
-        self._start_component(name, COMPONENTS[name])
+    def stop_component(self, name: str) -> None:
+        """End one component, for good or until :meth:`start_component`."""
+        program = self._programs.pop(name, None)
+        if program is not None:
+            # its child does not answer a SIGTERM, and triggers start again wherever they are cut off
+            term_patience_s = TRIGGERER_PATIENCE_S if name == "triggerer" else KILL_PATIENCE_S
+            patience_s = TRIGGERER_PATIENCE_S if name == "triggerer" else self._stop_patience_s
+            program.stop(patience_s=patience_s, term_patience_s=term_patience_s)
+
+    def start_component(self, name: str) -> None:
+        """Start one component, for example after it was killed."""
+        self.stop_component(name)
+        program = Program(
+            name=f"airflow {name}",
+            argv=[sys.executable, "-m", "airflow", *COMPONENTS[name]],
+            cwd=self.home,
+            log_path=self.home / "components" / f"{name}.log",
+            env=self.environment(),
+        )
+        program.start()
+        self._programs[name] = program
+        write_records(self._records, list(self._programs.values()))
 
     def task_processes(self) -> list[psutil.Process]:
         """The processes that run task code now: the ones to ``kill -9`` in a test."""
@@ -229,6 +251,10 @@ class LocalAirflow:
         }
 
     def _migrate(self) -> None:
+        stamp = self.home / "migrated-to"
+        version = metadata.version("apache-airflow-core")
+        if stamp.exists() and stamp.read_text() == version:
+            return
         self._note("migrating the database")
         log_path = self.home / "components" / "migrate.log"
         log_path.parent.mkdir(exist_ok=True)
@@ -249,18 +275,7 @@ class LocalAirflow:
         # readers and the writer stop waiting for each other; the mode stays with the file
         with closing(sqlite3.connect(self.home / "airflow.db")) as database:
             database.execute("PRAGMA journal_mode=WAL")
-
-    def _start_component(self, name: str, arguments: tuple[str, ...]) -> None:
-        program = Program(
-            name=f"airflow {name}",
-            argv=[sys.executable, "-m", "airflow", *arguments],
-            cwd=self.home,
-            log_path=self.home / "components" / f"{name}.log",
-            env=self.environment(),
-        )
-        program.start()
-        self._programs[name] = program
-        write_records(self._records, list(self._programs.values()))
+        stamp.write_text(version)
 
     def _wait_until_healthy(self, started_at: datetime) -> None:
         self._note(f"waiting for Airflow at {self.url}")
@@ -302,6 +317,6 @@ def _unhealthy(health: Mapping[str, Mapping[str, str | None]], started_at: datet
 def _leads_a_group(process: psutil.Process) -> bool:
     """Airflow puts each task into a process group of its own, and nothing else below the scheduler."""
     try:
-        return os.getpgid(process.pid) == process.pid != os.getsid(process.pid)
+        return bool(os.getpgid(process.pid) == process.pid != os.getsid(process.pid))
     except OSError:
         return False

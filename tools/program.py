@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import psutil
+import psutil  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 POLL_S = 0.1
 KILL_PATIENCE_S = 5.0
@@ -94,18 +96,22 @@ class Program:
         self._seen = {process for process in self._seen if is_alive(process)}
         return sorted(self._seen, key=lambda process: process.pid)
 
-    def stop(self, *, first: signal.Signals = signal.SIGTERM, patience_s: float = 10.0) -> None:
-        """End it: ask the leader, then everybody in the session, then kill; raises if something stays."""
+    def stop(self, *, patience_s: float = 10.0, term_patience_s: float = KILL_PATIENCE_S) -> None:
+        """End it; raises if something stays.
+
+        SIGTERM to the leader, after ``patience_s`` to everybody in the session, and SIGKILL to whoever is
+        left after ``term_patience_s`` more.
+        """
         if self._process is None:
             return
         self.processes()  # remember who descends from it while the leader is there to tell
         if self._process.poll() is None:
-            self._process.send_signal(first)
+            self._process.terminate()
         if self._process.stdin is not None:
             with suppress(OSError):
                 self._process.stdin.close()
         if not self._gone_within(patience_s):
-            end_processes(self.processes(), patience_s=KILL_PATIENCE_S)
+            end_processes(self.processes(), patience_s=term_patience_s)
         if not self._gone_within(KILL_PATIENCE_S):
             stayed = ", ".join(f"{process.pid} ({process.name()})" for process in self.processes())
             raise ProgramError(f"{self.name} was stopped and these processes stayed: {stayed}")
@@ -130,7 +136,7 @@ class Program:
 def is_alive(process: psutil.Process) -> bool:
     """Whether it runs; a zombie waits for its parent to read its exit code and does nothing any more."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 
@@ -191,7 +197,8 @@ def end_leftovers(path: Path) -> list[str]:
 def _belongs(process: psutil.Process, sid: int, leader_created: float, home: Path) -> bool:
     try:
         if process.pid == sid:
-            return abs(process.create_time() - leader_created) < CREATE_TIME_SLACK_S
-        return process.create_time() > leader_created - CREATE_TIME_SLACK_S and Path(process.cwd()) == home
+            return bool(abs(process.create_time() - leader_created) < CREATE_TIME_SLACK_S)
+        younger = process.create_time() > leader_created - CREATE_TIME_SLACK_S
+        return bool(younger and Path(process.cwd()) == home)
     except psutil.Error:
         return False
