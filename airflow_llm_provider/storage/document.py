@@ -1,0 +1,99 @@
+"""``run.json``: what a run is, written before its first request.
+
+Owns the document's shape and its encoding. Does not decide what to do with a run that is found (`opening`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import orjson
+
+from airflow_llm_provider.core.chunks import ChunkPlan
+from airflow_llm_provider.core.identity import RunIdentity
+from airflow_llm_provider.exceptions import ForeignRunError
+from airflow_llm_provider.storage.layout import FORMAT_VERSION
+
+State = Literal["clearing", "open"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDocument:
+    """A run's intent.
+
+    Attributes:
+        identity: whose run it is.
+        generation: 1, and one more with each restart.
+        state: ``clearing`` while a restart removes what the generation before left, then ``open``.
+        fingerprint: of everything that shapes an answer; in the name of every part.
+        shaping: what was fingerprinted, readable, so that a mismatch can say what changed.
+        served: what served the model at the beginning: ``model``, ``root``, ``version``, ``is_vllm``.
+        snapshot: pins the source.
+        plan: the chunks.
+        created_at: UTC, ISO 8601.
+    """
+
+    identity: RunIdentity
+    generation: int
+    state: State
+    fingerprint: str
+    shaping: dict[str, Any]
+    served: dict[str, Any]
+    snapshot: dict[str, Any]
+    plan: ChunkPlan
+    created_at: str
+
+    def opened(self) -> RunDocument:
+        """The same document once clearing is done."""
+        return replace(self, state="open")
+
+    def encode(self) -> bytes:
+        """The object's bytes."""
+        return orjson.dumps(
+            {
+                "format_version": FORMAT_VERSION,
+                "identity": self.identity.as_dict(),
+                "generation": self.generation,
+                "state": self.state,
+                "fingerprint": self.fingerprint,
+                "shaping": self.shaping,
+                "served": self.served,
+                "snapshot": self.snapshot,
+                "plan": self.plan.as_dict(),
+                "created_at": self.created_at,
+            },
+            option=orjson.OPT_APPEND_NEWLINE,
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, *, uri: str) -> RunDocument:
+        """The inverse of `encode`.
+
+        Raises:
+            ForeignRunError: when the object is damaged or of a newer format; `uri` names it.
+        """
+        try:
+            document = orjson.loads(data)
+            version = document["format_version"]
+            if version == FORMAT_VERSION:
+                return cls(
+                    identity=RunIdentity(**document["identity"]),
+                    generation=int(document["generation"]),
+                    state=document["state"],
+                    fingerprint=document["fingerprint"],
+                    shaping=document["shaping"],
+                    served=document["served"],
+                    snapshot=document["snapshot"],
+                    plan=ChunkPlan.from_dict(document["plan"]),
+                    created_at=document["created_at"],
+                )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ForeignRunError(
+                f"{uri} is damaged ({type(error).__name__}: {error}), so what lies beside it cannot be trusted. "
+                "Move the folder away, or give another result_path"
+            ) from error
+        raise ForeignRunError(
+            f"{uri} has format version {version}; this package reads {FORMAT_VERSION}. "
+            "Finish the run with the version that began it, or give another result_path"
+        )

@@ -1,0 +1,64 @@
+"""Where everything of a run lies, relative to its path.
+
+::
+
+    part-00000-<fingerprint>.jsonl    a committed chunk: rows in input order, one line per input index
+    dead-letter.jsonl                 rows that need a person: request, error, attempts
+    manifest.json                     the run's summary, written last
+    _run/run.json                     identity, fingerprint, source snapshot, chunk plan; before the first request
+    _run/progress.json                overwritten every few seconds
+    _run/journal/00042/<try>-00007.jsonl   settled rows of chunk 42, one object per flush
+    _run/commits/<try>-00007.jsonl    summaries of committed chunks, so that a resume need not read their parts
+    _run/dead/00042.jsonl             dead letters of chunk 42, until the run's end assembles them
+    _run/tmp/                         files being written, where the storage is a file system
+
+Owns the names. `docs/run-format.md` describes the contents. `<try>` is a token that each try makes for itself, so that
+two tries never write the same journal object.
+"""
+
+from __future__ import annotations
+
+import re
+
+FORMAT_VERSION = 1
+
+RUN = "_run/run.json"
+PROGRESS = "_run/progress.json"
+MANIFEST = "manifest.json"
+DEAD_LETTER = "dead-letter.jsonl"
+JOURNAL = "_run/journal"
+COMMITS = "_run/commits"
+DEAD = "_run/dead"
+
+_PART = re.compile(r"part-(\d{5,})-([0-9a-f]{12})\.jsonl")
+
+
+def part(chunk: int, fingerprint: str) -> str:
+    """The part of a committed chunk."""
+    return f"part-{chunk:05}-{fingerprint}.jsonl"
+
+
+def parse_part(name: str) -> tuple[int, str] | None:
+    """Chunk number and fingerprint of a part's name; None for any other name."""
+    match = _PART.fullmatch(name)
+    return (int(match[1]), match[2]) if match else None
+
+
+def journal_folder(chunk: int) -> str:
+    """Where the journal of one chunk lies."""
+    return f"{JOURNAL}/{chunk:05}"
+
+
+def journal(chunk: int, try_token: str, sequence: int) -> str:
+    """One flush of one chunk."""
+    return f"{journal_folder(chunk)}/{try_token}-{sequence:05}.jsonl"
+
+
+def commits(try_token: str, sequence: int) -> str:
+    """One batch of commit records."""
+    return f"{COMMITS}/{try_token}-{sequence:05}.jsonl"
+
+
+def dead(chunk: int) -> str:
+    """The dead letters of one chunk."""
+    return f"{DEAD}/{chunk:05}.jsonl"

@@ -1,0 +1,127 @@
+"""Finding, beginning, restarting and finishing a run at its path.
+
+Owns the order of writes that makes each of them safe to interrupt. Does not decide whether to restart, and does not
+know the endpoint: `batch.job` does.
+
+A restart writes a document of the next generation in state ``clearing``, removes what the generation before left, and
+writes it again as ``open``. Killed in between, the next try finds ``clearing`` and goes on with the removal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from airflow_llm_provider.exceptions import ForeignRunError, RunMissingError
+from airflow_llm_provider.storage import layout
+from airflow_llm_provider.storage.document import RunDocument
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.core.identity import RunIdentity
+    from airflow_llm_provider.storage.store import RunStore
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What lies at the run's path.
+
+    Attributes:
+        document: the run's ``run.json``; None where no run lies there.
+        manifest: the manifest of the document's own generation; None while the run is unfinished.
+    """
+
+    document: RunDocument | None
+    manifest: dict[str, Any] | None
+
+
+def find(store: RunStore, identity: RunIdentity, *, must_exist: bool) -> Found:
+    """Look for the run of `identity` at the store's path.
+
+    Args:
+        store: the path.
+        identity: whose run it must be.
+        must_exist: an earlier try recorded that it began a run here.
+
+    Raises:
+        ForeignRunError: another run lies there, or results that no run explains.
+        RunMissingError: nothing lies there although it must.
+        StorageError: it could not be found out.
+    """
+    data = store.read(layout.RUN)
+    if data is None:
+        _check_empty(store)
+        if must_exist:
+            raise RunMissingError(
+                f"An earlier try of this task began its run at {store.uri}, and no run lies there now. "
+                "If the path is a local one, another worker may have written it: use storage that all workers see. "
+                "If it was removed on purpose, set rerun=True or clear the task"
+            )
+        return Found(None, None)
+    document = RunDocument.decode(data, uri=f"{store.uri}/{layout.RUN}")
+    if document.identity != identity:
+        raise ForeignRunError(
+            f"{store.uri} belongs to {document.identity}, and this is {identity}. Two runs cannot share a path: "
+            "put something of the run into result_path, such as {{ run_id }}, or leave it out"
+        )
+    return Found(document, _manifest(store, document))
+
+
+def begin(store: RunStore, document: RunDocument) -> None:
+    """Write the intent of a first generation."""
+    store.write(layout.RUN, document.encode())
+
+
+def restart(store: RunStore, document: RunDocument) -> RunDocument:
+    """Begin `document`'s generation, whose state must be ``clearing``, in place of what lies there; returns it open."""
+    store.write(layout.RUN, document.encode())
+    return finish_clearing(store, document)
+
+
+def finish_clearing(store: RunStore, document: RunDocument) -> RunDocument:
+    """Remove everything of earlier generations; returns the document, open."""
+    listing = store.list("")
+    # The manifest goes first: while it stands, readers may rely on what it names.
+    store.delete(name for name in (layout.MANIFEST, layout.DEAD_LETTER, layout.PROGRESS) if name in listing)
+    store.delete(name for name in listing if layout.parse_part(name))
+    for folder in (layout.JOURNAL, layout.COMMITS, layout.DEAD):
+        store.delete_folder(folder)
+    opened = document.opened()
+    store.write(layout.RUN, opened.encode())
+    return opened
+
+
+def finish(store: RunStore, manifest: dict[str, Any]) -> None:
+    """Write the manifest, the last thing a run writes, then remove what only a resume would have needed."""
+    store.write(layout.MANIFEST, orjson.dumps(manifest, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_INDENT_2))
+    for folder in (layout.JOURNAL, layout.COMMITS, layout.DEAD):
+        store.delete_folder(folder)
+    store.clear_scratch()
+
+
+def _manifest(store: RunStore, document: RunDocument) -> dict[str, Any] | None:
+    data = store.read(layout.MANIFEST)
+    if data is None:
+        return None
+    try:
+        manifest: dict[str, Any] = orjson.loads(data)
+    except ValueError as error:
+        raise ForeignRunError(
+            f"{store.uri}/{layout.MANIFEST} is damaged ({error}). Move it away and clear the task: "
+            "the run is finished from its parts, and nothing is requested again"
+        ) from error
+    return manifest if manifest.get("generation") == document.generation else None
+
+
+def _check_empty(store: RunStore) -> None:
+    results = [
+        name
+        for name in store.list("")
+        if name in (layout.MANIFEST, layout.DEAD_LETTER) or layout.parse_part(name) or name.startswith("_run/")
+    ]
+    if results:
+        raise ForeignRunError(
+            f"{store.uri} holds {results[0]} and no {layout.RUN} that would explain it. "
+            "Give another result_path, or move the folder away"
+        )

@@ -1,0 +1,142 @@
+"""Parts: what a committed chunk becomes, and the record of what is committed.
+
+Owns the commit (dead letters, then the part, in one PUT or rename) and finding out, at a resume, which chunks have a
+part. Does not know the journal, which `batch.recorder` drops after the commit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import TYPE_CHECKING
+
+import orjson
+
+from airflow_llm_provider.core.ledger import ChunkSummary
+from airflow_llm_provider.core.request import Status, Usage
+from airflow_llm_provider.storage import layout, lines
+from airflow_llm_provider.storage.store import read_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from airflow_llm_provider.core.chunks import ChunkPlan
+    from airflow_llm_provider.core.ledger import OpenChunk
+    from airflow_llm_provider.storage.store import RunStore
+
+log = logging.getLogger(__name__)
+
+
+class Parts:
+    """One try's view of a run's parts.
+
+    Args:
+        store: the run's storage.
+        fingerprint: the run's; it is in every part's name, so a part of other answers is never taken for ours.
+        try_token: this try's own token.
+    """
+
+    def __init__(self, store: RunStore, fingerprint: str, try_token: str) -> None:
+        self._store = store
+        self._fingerprint = fingerprint
+        self._try_token = try_token
+        self._sequence = 0
+        self._unrecorded: list[ChunkSummary] = []
+
+    def commit(self, opened: OpenChunk) -> ChunkSummary:
+        """Put the chunk's part in place.
+
+        Its dead letters come first: a part says that nothing of the chunk is left to do.
+        """
+        number = opened.chunk.number
+        settled = [opened.settled[index] for index in sorted(opened.settled)]
+        letters = [row.dead_letter for row in settled if row.dead_letter is not None]
+        if letters:
+            self._store.write(layout.dead(number), b"".join(letters))
+        data = b"".join(row.line for row in settled)
+        self._store.write(layout.part(number, self._fingerprint), data)
+        summary = _summary(number, data, [(row.status, row.usage) for row in settled])
+        self._unrecorded.append(summary)
+        return summary
+
+    def record(self) -> None:
+        """Write down the commits since the last call. A lost record costs a resume the reading of those parts."""
+        if not self._unrecorded:
+            return
+        name = layout.commits(self._try_token, self._sequence)
+        self._sequence += 1
+        pieces = [orjson.dumps(summary.as_dict(), option=orjson.OPT_APPEND_NEWLINE) for summary in self._unrecorded]
+        self._store.write(name, b"".join(pieces), durable=False)
+        self._unrecorded.clear()
+
+    def load(self, plan: ChunkPlan, listing: Mapping[str, int]) -> dict[int, ChunkSummary]:
+        """Which chunks have a part, from the run's `listing` (names and sizes).
+
+        A part counts by what its commit record says when the sizes agree, else by its own lines.
+        """
+        records = dict(self._records(listing))
+        committed: dict[int, ChunkSummary] = {}
+        for name, size_bytes in listing.items():
+            parsed = layout.parse_part(name)
+            if parsed is None or parsed[1] != self._fingerprint or parsed[0] >= len(plan):
+                continue
+            number = parsed[0]
+            summary = records.get(number)
+            if summary is None or summary.bytes != size_bytes:
+                summary = self._read(plan, number, name)
+            if summary is not None:
+                committed[number] = summary
+        return committed
+
+    def dead_letters(self, listing: Mapping[str, int]) -> Iterator[bytes]:
+        """All chunks' dead letters, in input order."""
+        names = [name for name in listing if name.startswith(f"{layout.DEAD}/")]
+        return (data for _, data in read_all(self._store, names))
+
+    def _records(self, listing: Mapping[str, int]) -> Iterator[tuple[int, ChunkSummary]]:
+        names = [name for name in listing if name.startswith(f"{layout.COMMITS}/")]
+        for name, data in read_all(self._store, names):
+            for line in data.splitlines():
+                try:
+                    summary = ChunkSummary.from_dict(orjson.loads(line))
+                except (ValueError, KeyError, TypeError):
+                    log.warning("%s/%s: a damaged line; its part is read instead", self._store.uri, name)
+                    continue
+                yield summary.number, summary
+
+    def _read(self, plan: ChunkPlan, number: int, name: str) -> ChunkSummary | None:
+        data = self._store.read(name)
+        if data is None:
+            return None
+        chunk = plan.chunk(number)
+        try:
+            rows = lines.decode_part(data)
+        except ValueError as error:
+            rows = []
+            log.warning("%s/%s: %s", self._store.uri, name, error)
+        if [index for index, _, _ in rows] != list(range(chunk.first_index, chunk.first_index + chunk.rows)):
+            log.warning("%s/%s does not hold its chunk's rows; the chunk is done again", self._store.uri, name)
+            return None
+        summary = _summary(number, data, [(status, usage) for _, status, usage in rows])
+        self._unrecorded.append(summary)
+        return summary
+
+
+def _summary(number: int, data: bytes, rows: Iterable[tuple[Status, Usage]]) -> ChunkSummary:
+    succeeded = errored = 0
+    usage = Usage()
+    for status, used in rows:
+        if status is Status.SUCCEEDED:
+            succeeded += 1
+        else:
+            errored += 1
+        usage += used
+    return ChunkSummary(
+        number=number,
+        rows=succeeded + errored,
+        succeeded=succeeded,
+        errored=errored,
+        usage=usage,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )

@@ -1,0 +1,146 @@
+"""What an input source is to a run: something to scan once, to pin, and to read from any chunk on.
+
+Owns the protocol and the list of rows from XCom. `jsonl` is the source that reads files. Does not know prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from airflow_llm_provider.core.chunks import ChunkPlan
+from airflow_llm_provider.core.identity import canonical
+from airflow_llm_provider.core.request import Position
+from airflow_llm_provider.exceptions import ConfigurationError, DuplicateIdError, SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from airflow_llm_provider.core.chunks import Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """A row as the source has it: `raw` is a line of JSON still to be parsed, or a mapping."""
+
+    index: int
+    position: Position
+    raw: bytes | Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What one pass over the source found.
+
+    Attributes:
+        snapshot: pins what was read, in JSON values; kept in ``run.json``.
+        digest: SHA-256 over the content, hex; part of the fingerprint.
+        plan: the chunks.
+    """
+
+    snapshot: dict[str, Any]
+    digest: str
+    plan: ChunkPlan
+
+
+class Source(Protocol):
+    """An input. Its methods block: call them from threads."""
+
+    def spec(self) -> object:
+        """What the DAG named, in JSON values; another value is another input."""
+        ...
+
+    def scan(self, chunk_rows: int) -> Scan:
+        """Read everything once: count, pin, find duplicate ids, plan.
+
+        Raises:
+            SourceError: when there is no such input, or two rows share a ``custom_id``.
+            StorageError: when it could not be read.
+        """
+        ...
+
+    def check(self, snapshot: Mapping[str, Any]) -> list[str]:
+        """Compare the pinned input with what is there now. Returns warnings, e.g. of files that came late.
+
+        Raises:
+            SourceError: when something that was pinned is gone or has changed.
+            StorageError: when that could not be found out.
+        """
+        ...
+
+    def rows(self, snapshot: Mapping[str, Any], chunk: Chunk) -> Iterator[SourceRow]:
+        """The chunk's rows, in order, found by seeking.
+
+        Raises:
+            SourceError: when the input ends before the chunk does.
+        """
+        ...
+
+
+class ListSource:
+    """Rows that came as a list, usually through XCom.
+
+    Args:
+        items: the rows.
+
+    Raises:
+        ConfigurationError: when an item is no mapping.
+    """
+
+    def __init__(self, items: Sequence[Mapping[str, Any]]) -> None:
+        for number, item in enumerate(items):
+            if not isinstance(item, dict):
+                raise ConfigurationError(
+                    f"source: item {number} is a {type(item).__name__}, not an object; "
+                    "give rows such as {'text': '…'}, or paths as strings"
+                )
+        self._items = items
+
+    def spec(self) -> object:
+        """The items' digest: the rows themselves may be many."""
+        return {"rows_sha256": self._digest()}
+
+    def scan(self, chunk_rows: int) -> Scan:
+        """Plan the list; its position in a chunk is the item number."""
+        seen: dict[str, int] = {}
+        for number, item in enumerate(self._items):
+            label = item.get("custom_id")
+            if label is None:
+                continue
+            if str(label) in seen:
+                raise duplicate_id(str(label), Position(file="", line=seen[str(label)]), Position(file="", line=number))
+            seen[str(label)] = number
+        total = len(self._items)
+        starts = tuple((0, first, first) for first in range(0, total, chunk_rows))
+        digest = self._digest()
+        return Scan({"kind": "list", "rows": total, "sha256": digest}, digest, ChunkPlan(chunk_rows, total, starts))
+
+    def check(self, snapshot: Mapping[str, Any]) -> list[str]:
+        """A list is pinned whole by its digest."""
+        if snapshot.get("sha256") != self._digest():
+            raise SourceError(
+                "The rows given as source are not those the run began with. Clear the upstream task's change, "
+                "or set on_stale='restart' to begin anew"
+            )
+        return []
+
+    def rows(self, snapshot: Mapping[str, Any], chunk: Chunk) -> Iterator[SourceRow]:
+        """The chunk's items."""
+        del snapshot
+        for index in range(chunk.first_index, chunk.first_index + chunk.rows):
+            yield SourceRow(index, Position(file="", line=index), self._items[index])
+
+    def _digest(self) -> str:
+        try:
+            return hashlib.sha256(canonical(self._items)).hexdigest()
+        except TypeError as error:
+            raise ConfigurationError(f"source: the rows hold a value that JSON cannot say: {error}") from error
+
+
+def duplicate_id(label: str, first: Position, second: Position) -> DuplicateIdError:
+    """The error for two rows with one label, naming both places."""
+    return DuplicateIdError(
+        f"custom_id {label!r} stands twice in the source: {first} and {second}. "
+        "Results could not be told apart by it: make the ids unique, or leave custom_id out"
+    )

@@ -1,0 +1,206 @@
+"""Whole objects on any object storage: read, write atomically, list, delete.
+
+Owns the difference between stores (rename on files, one PUT elsewhere) and between "nothing there" and "could not
+read". Does not know what the objects mean (`layout`, `journal`, `parts`). The only place, beside `source`, where
+Airflow's path type is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import ObjectStoragePath
+from fsspec.implementations.local import LocalFileSystem
+
+from airflow_llm_provider.exceptions import ConfigurationError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_SCRATCH = "_run/tmp"
+"""Where files are written before they are renamed into place; same file system as the run, out of readers' sight."""
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Turn whatever a file system raises into a `StorageError` that says what was being done."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:  # fsspec's file systems raise what their client libraries raise
+        raise storage_error(what, error) from error
+
+
+def storage_error(what: str, error: Exception) -> StorageError:
+    """An error that says what was tried, on which object, what happened and what to do."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "The disk is full: free space and let the task try again"
+    elif isinstance(error, PermissionError):
+        advice = "Permission is denied: check the storage connection's rights"
+    else:
+        advice = "Nothing is lost; the next try reads it again"
+    return StorageError(f"Storage failed at: {what}: {type(error).__name__}: {error}. {advice}")
+
+
+class RunStore:
+    """The objects below one run's path. All names are relative to it. Methods block: call them from threads.
+
+    Args:
+        uri: the run's path, with a scheme; a connection may be named as in ``s3://conn@bucket/prefix``.
+
+    Raises:
+        ConfigurationError: when no file system serves the URI's scheme.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+        try:
+            path = ObjectStoragePath(self.uri)
+            self._fs: Any = path.fs
+        except (ValueError, ImportError) as error:
+            raise ConfigurationError(
+                f"No file system serves {self.uri!r}: {error}. Install the provider that does, "
+                "e.g. airflow-llm-provider[s3] for s3://"
+            ) from error
+        self._root = str(path.path).rstrip("/")
+        self._local = isinstance(self._fs, LocalFileSystem)
+
+    def read(self, name: str) -> bytes | None:
+        """The object's bytes; None only where the store says that there is no such object.
+
+        Raises:
+            StorageError: when it could not be read, which never means that nothing is there.
+        """
+        with _naming(f"read {self.uri}/{name}"):
+            try:
+                return bytes(self._fs.cat_file(self._at(name)))
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Put the whole object in place at once: readers see the old one or the new one, never a part.
+
+        Args:
+            name: the object.
+            data: its bytes.
+            durable: on files, also survive a power loss (fsync).
+
+        Raises:
+            StorageError: when it could not be written; the old object, if any, is then still there.
+        """
+        with _naming(f"write {self.uri}/{name}"):
+            if not self._local:
+                self._fs.pipe_file(self._at(name), data)
+                return
+            scratch = self._scratch()
+            try:
+                with scratch.open("wb") as file:
+                    file.write(data)
+                    if durable:
+                        file.flush()
+                        os.fsync(file.fileno())
+                self._rename(scratch, name, durable=durable)
+            finally:
+                scratch.unlink(missing_ok=True)
+
+    def write_from(self, name: str, pieces: Iterable[bytes]) -> int:
+        """Like `write`, for an object too large to hold: spooled to a local file first. Returns its size in bytes."""
+        with _naming(f"write_from {self.uri}/{name}"):
+            scratch = self._scratch()
+            try:
+                with scratch.open("wb") as file:
+                    size_bytes = sum(file.write(piece) for piece in pieces)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if self._local:
+                    self._rename(scratch, name, durable=True)
+                else:
+                    self._fs.put_file(str(scratch), self._at(name))
+            finally:
+                scratch.unlink(missing_ok=True)
+            return size_bytes
+
+    def list(self, prefix: str) -> dict[str, int]:
+        """Names of all objects below the folder `prefix` ("" for the run itself) with their sizes in bytes.
+
+        Sorted by name; scratch files are left out.
+        """
+        with _naming(f"list {self.uri}/{prefix}"):
+            base = self._at(prefix)
+            self._fs.invalidate_cache(base)
+            try:
+                found = self._fs.find(base, detail=True)
+            except FileNotFoundError:
+                return {}
+            cut = len(self._root) + 1
+            sizes = {str(path)[cut:]: int(info["size"] or 0) for path, info in found.items()}
+            return {name: sizes[name] for name in sorted(sizes) if not name.startswith(_SCRATCH)}
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove objects; those that are gone already are fine."""
+        for name in names:
+            self._delete(name)
+
+    def delete_folder(self, prefix: str) -> None:
+        """Remove everything below the folder `prefix`."""
+        with _naming(f"delete_folder {self.uri}/{prefix}"):
+            self._fs.invalidate_cache(self._at(prefix))
+            try:
+                self._fs.rm(self._at(prefix), recursive=True)
+            except FileNotFoundError:
+                return
+
+    def clear_scratch(self) -> None:
+        """Remove what killed tries left half-written on files."""
+        if self._local:
+            self.delete_folder(_SCRATCH)
+
+    def _delete(self, name: str) -> None:
+        with _naming(f"delete {self.uri}/{name}"):
+            try:
+                self._fs.rm_file(self._at(name))
+            except FileNotFoundError:
+                return
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def _scratch(self) -> Path:
+        if self._local:
+            folder = Path(self._root) / _SCRATCH
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder / secrets.token_hex(8)
+        handle, name = tempfile.mkstemp(prefix="llm-batch-")
+        os.close(handle)
+        return Path(name)
+
+    def _rename(self, scratch: Path, name: str, *, durable: bool) -> None:
+        target = Path(self._at(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.replace(target)
+        if durable:
+            _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power loss: the folder's entry is data of the folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_all(store: RunStore, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each object; one that vanished between listing and reading is left out."""
+    for name in names:
+        data = store.read(name)
+        if data is not None:
+            yield name, data
