@@ -1,0 +1,138 @@
+"""What Airflow is told about this package, as plain data.
+
+Owns the names Airflow discovers us by, the connection form's fields and the provider configuration's options.
+Imports nothing: Airflow reads it in every process, long before anybody runs a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_INTEGRATION = "vLLM"
+
+_CONN_FIELDS: dict[str, Any] = {
+    "model": {
+        "label": "Model",
+        "description": "The served model's name. Empty: a server that serves exactly one is asked for that one.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "slots": {
+        "label": "Slots",
+        "description": "The server's --max-num-seqs: how many sequences it runs at once.",
+        "schema": {"type": ["integer", "null"], "minimum": 1},
+    },
+    "extra_headers": {
+        "label": "Extra headers",
+        "description": 'A JSON object sent with every request, e.g. {"X-Tenant": "summaries"}.',
+        "schema": {"type": ["object", "null"]},
+    },
+    "verify": {
+        "label": "Verify TLS",
+        "description": "true (also when empty), false, or the absolute path of a CA bundle.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "connect_timeout_s": {
+        "label": "Connect timeout (s)",
+        "description": "Seconds to open a connection. Empty: 10.",
+        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+    },
+    "request_timeout_s": {
+        "label": "Request timeout (s)",
+        "description": "Seconds for a whole request, queueing in the server included. Empty: 3600.",
+        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+    },
+}
+
+_FIELD_BEHAVIOUR: dict[str, Any] = {
+    "hidden-fields": ["schema", "login"],
+    "relabeling": {"host": "Base URL(s)", "password": "API key"},
+    "placeholders": {
+        "host": "http://gpu1:8000 (several: commas between them)",
+        "port": "empty, unless the base URL is a bare host name",
+        "password": "empty, if the server asks for none",
+    },
+}
+
+_CONFIG: dict[str, Any] = {
+    "llm_batch": {
+        "description": "Batch work on an LLM endpoint.",
+        "options": {
+            "results_base": {
+                "description": "Where runs land whose task names no result_path. "
+                "Empty means file://{AIRFLOW_HOME}/llm_batch, which only one machine sees.",
+                "type": "string",
+                "example": "s3://company-llm-results/airflow",
+                "default": "",
+                "version_added": "0.1.0",
+            },
+            "results_link": {
+                "description": "Address of the task's link to its results, with {uri}, {scheme}, {bucket} and {key} "
+                "filled in from the result path. Empty means the URI itself.",
+                "type": "string",
+                "example": "https://console.example.com/browse/{bucket}/{key}",
+                "default": "",
+                "version_added": "0.1.0",
+            },
+            "max_in_flight": {
+                "description": "Requests in flight per task where neither the DAG nor the connection says.",
+                "type": "integer",
+                "example": "128",
+                "default": "64",
+                "version_added": "0.1.0",
+            },
+            "flush_interval_s": {
+                "description": "Seconds after which settled rows are journalled at the latest.",
+                "type": "float",
+                "example": "5.0",
+                "default": "2.0",
+                "version_added": "0.1.0",
+            },
+            "flush_rows": {
+                "description": "Settled rows after which they are journalled at the latest.",
+                "type": "integer",
+                "example": "500",
+                "default": "100",
+                "version_added": "0.1.0",
+            },
+            "outage_patience_s": {
+                "description": "Seconds a try waits for an endpoint that is down or without capacity, "
+                "before it leaves the rest to the next try.",
+                "type": "float",
+                "example": "1800",
+                "default": "600",
+                "version_added": "0.1.0",
+            },
+        },
+    },
+}
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the provider's metadata in the shape of Airflow's ``provider_info.schema.json``."""
+    return {
+        "package-name": "airflow-llm-provider",
+        "name": "LLM batch on vLLM",
+        "description": "Run LLM batch work on self-hosted vLLM: resumable, landed once, beside real-time traffic.",
+        "integrations": [
+            {
+                "integration-name": _INTEGRATION,
+                "external-doc-url": "https://docs.vllm.ai/",
+                "tags": ["software"],
+            }
+        ],
+        "hooks": [{"integration-name": _INTEGRATION, "python-modules": ["airflow_llm_provider.hooks.vllm"]}],
+        "operators": [
+            {"integration-name": _INTEGRATION, "python-modules": ["airflow_llm_provider.operators.llm_batch"]}
+        ],
+        "connection-types": [
+            {
+                "connection-type": "vllm",
+                "hook-class-name": "airflow_llm_provider.hooks.vllm.VLLMHook",
+                "hook-name": "vLLM",
+                "conn-fields": _CONN_FIELDS,
+                "ui-field-behaviour": _FIELD_BEHAVIOUR,
+            }
+        ],
+        "extra-links": ["airflow_llm_provider.operators.llm_batch.ResultsLink"],
+        "config": _CONFIG,
+    }

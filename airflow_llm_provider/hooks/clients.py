@@ -1,0 +1,71 @@
+"""openai clients, made of an endpoint's settings, for DAG authors.
+
+Owns how the settings map to openai's arguments and to its HTTP client's. Does not know where settings come from.
+Batch work does not go through here: `endpoint.client` needs a tenth of the CPU. Where both have a say – TLS,
+proxies, redirects, headers – they say the same.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import openai
+
+from airflow_llm_provider.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.endpoint.settings import EndpointSettings
+
+
+def client(settings: EndpointSettings) -> openai.OpenAI:
+    """Return a client for the first base URL.
+
+    Raises:
+        ConfigurationError: the CA bundle can't be read.
+    """
+    return openai.OpenAI(**_arguments(settings), http_client=openai.DefaultHttpxClient(**_http_arguments(settings)))
+
+
+def async_client(settings: EndpointSettings) -> openai.AsyncOpenAI:
+    """Return an async client for the first base URL. Reads the trust store from disk: not for an event loop.
+
+    Raises:
+        ConfigurationError: the CA bundle can't be read.
+    """
+    return openai.AsyncOpenAI(
+        **_arguments(settings), http_client=openai.DefaultAsyncHttpxClient(**_http_arguments(settings))
+    )
+
+
+def _arguments(settings: EndpointSettings) -> dict[str, Any]:
+    """What openai would otherwise take from the environment, key included, is said here or left out."""
+    headers: dict[str, Any] = {"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit}
+    if not settings.api_key:
+        headers["Authorization"] = openai.omit
+    for name, value in settings.extra_headers.items():
+        headers["Authorization" if name.lower() == "authorization" else name] = value
+    return {
+        "base_url": f"{settings.base_urls[0]}/v1",
+        "api_key": settings.api_key or "none",  # openai insists on one; its header is left out above
+        "default_headers": headers,
+        "timeout": openai.Timeout(settings.request_timeout_s, connect=settings.connect_timeout_s),
+    }
+
+
+def _http_arguments(settings: EndpointSettings) -> dict[str, Any]:
+    """For openai's own httpx (httpx2 from openai 3 on): its defaults, except for what batch work does otherwise."""
+    return {"verify": _tls(settings.verify), "trust_env": False, "follow_redirects": False}
+
+
+def _tls(verify: bool | str) -> ssl.SSLContext | bool:  # noqa: FBT001 - the connection's word
+    """Trust what Python trusts, as aiohttp does: httpx by itself would take certifi's list instead."""
+    if verify is False:
+        return False
+    cafile = None if verify is True else verify
+    try:
+        return ssl.create_default_context(cafile=cafile)
+    except OSError as error:  # ssl.SSLError too
+        raise ConfigurationError(
+            f"The vLLM connection's CA bundle {cafile!r} can't be read ({error}). Set `verify` to a PEM file."
+        ) from error
