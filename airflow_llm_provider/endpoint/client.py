@@ -71,16 +71,20 @@ class EndpointClient:
         base_url: the server's root this client talks to, without ``/v1``.
 
     Raises:
-        ConfigurationError: the CA bundle can't be read.
+        ConfigurationError: the base URL is none, or the CA bundle can't be read.
     """
 
     def __init__(self, settings: EndpointSettings, *, base_url: str) -> None:
         self._settings = settings
         self._base_url = base_url
         self._ssl = _ssl_context(settings.verify) if base_url.startswith("https://") else True
-        self._urls: dict[str, URL] = {}
+        self._urls: dict[str, URL] = {}  # by path: parsing one costs as much as decoding an answer
         self._session: aiohttp.ClientSession | None = None
         self._secrets = _secrets(settings)
+        try:
+            self._url("/")
+        except ValueError as error:
+            raise ConfigurationError(f"The vLLM connection's base URL {base_url!r} is no URL: {error}") from error
 
     async def __aenter__(self) -> Self:
         settings = self._settings
@@ -203,7 +207,7 @@ class EndpointClient:
             case TimeoutError():
                 kind = FailureKind.TIMEOUT
                 words = f"{self._base_url}: no complete answer in {self._settings.request_timeout_s:g} s"
-            case aiohttp.ClientResponseError() | aiohttp.InvalidURL():
+            case aiohttp.ClientResponseError():
                 kind = FailureKind.GARBLED
                 words = f"{self._base_url}: the answer is not HTTP: {_words(error)}"
             case _:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
 
-_ABORTED = frozenset({"abort", "error"})
-"""Finish reasons that come with a 200 and half a text: the server gave up on the request."""
+_GIVEN_UP = {"abort": FailureKind.DRAINING, "error": FailureKind.SERVER_ERROR}
+"""Finish reasons that come with a 200 and half a text. A vLLM told to stop (SIGTERM) ends what is in flight so."""
 
 _MORE_THAN_TEXT = ("logprobs", "token_ids", "prompt_logprobs")
 """Fields of a choice that are null unless the request asked for them."""
@@ -71,7 +71,7 @@ def _completion(path: str, parsed: Any) -> Completion | None:
         return None
     first = choices[0]
     finish_reason = first.get("finish_reason")
-    if finish_reason in _ABORTED:
+    if finish_reason in _GIVEN_UP:
         return None
     keep = len(choices) > 1 or any(first.get(name) is not None for name in _MORE_THAN_TEXT)
     usage = _usage(parsed.get("usage"))
@@ -107,10 +107,9 @@ def _why_not(answer: Answer) -> Failure:
             return classify_inside(answer, parsed)
         case {"object": "error"}:  # older vLLM
             return classify_inside(answer, parsed)
-        case {"choices": [{"finish_reason": str(reason)}, *_]} if reason in _ABORTED:
-            return Failure(
-                FailureKind.SERVER_ERROR, f"the server ended the request with finish_reason {reason!r}", answer.status
-            )
+        case {"choices": [{"finish_reason": str(reason)}, *_]} if reason in _GIVEN_UP:
+            message = f"the server gave up on the request: finish_reason {reason!r}"
+            return Failure(_GIVEN_UP[reason], message, answer.status)
         case {"choices": []}:
             return garbled(answer, "the answer has no choices")
         case None:
