@@ -41,13 +41,11 @@ def async_client(settings: EndpointSettings) -> openai.AsyncOpenAI:
 def _arguments(settings: EndpointSettings) -> dict[str, Any]:
     """What openai would otherwise take from the environment, key included, is said here or left out."""
     headers: dict[str, Any] = {"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit}
-    if not settings.api_key:
-        headers["Authorization"] = openai.omit
     for name, value in settings.extra_headers.items():
         headers["Authorization" if name.lower() == "authorization" else name] = value
     return {
         "base_url": f"{settings.base_urls[0]}/v1",
-        "api_key": settings.api_key or "none",  # openai insists on one; its header is left out above
+        "api_key": settings.api_key or "none",  # openai insists on one; `_without_key` keeps it from being sent
         "default_headers": headers,
         "timeout": openai.Timeout(settings.request_timeout_s, connect=settings.connect_timeout_s),
     }
@@ -55,7 +53,16 @@ def _arguments(settings: EndpointSettings) -> dict[str, Any]:
 
 def _http_arguments(settings: EndpointSettings) -> dict[str, Any]:
     """For openai's own httpx (httpx2 from openai 3 on): its defaults, except for what batch work does otherwise."""
-    return {"verify": _tls(settings.verify), "trust_env": False, "follow_redirects": False}
+    arguments: dict[str, Any] = {"verify": _tls(settings.verify), "trust_env": False, "follow_redirects": False}
+    if not settings.api_key and "authorization" not in {name.lower() for name in settings.extra_headers}:
+        arguments["auth"] = _without_key
+    return arguments
+
+
+def _without_key(request: Any) -> Any:
+    """Authenticate, in httpx terms, by sending nothing: openai 3 refuses to leave the header out by itself."""
+    del request.headers["Authorization"]
+    return request
 
 
 def _tls(verify: bool | str) -> ssl.SSLContext | bool:  # noqa: FBT001 - the connection's word
