@@ -26,7 +26,7 @@ while a healthy one may take minutes to answer."""
 class State(StrEnum):
     """The life of an endpoint, as one run sees it."""
 
-    CLOSED = "closed"  # requests flow (the breaker's word: a closed circuit conducts)
+    UP = "up"  # requests flow
     PAUSED = "paused"  # no capacity just now: nothing new until the pause ends
     DOWN = "down"  # lost: nothing until the back-off ends, then a probe
     PROBING = "probing"  # asking the server who it is
@@ -46,15 +46,15 @@ class Event(StrEnum):
 
 TRANSITIONS: Mapping[tuple[State, Event], State] = MappingProxyType(
     {
-        (State.CLOSED, Event.CAPACITY): State.PAUSED,
-        (State.CLOSED, Event.LOST): State.DOWN,
+        (State.UP, Event.CAPACITY): State.PAUSED,
+        (State.UP, Event.LOST): State.DOWN,
         (State.PAUSED, Event.LOST): State.DOWN,
-        (State.PAUSED, Event.DUE): State.CLOSED,
+        (State.PAUSED, Event.DUE): State.UP,
         (State.DOWN, Event.DUE): State.PROBING,
         (State.PROBING, Event.PROBE_OK): State.TRIAL,
         (State.PROBING, Event.PROBE_FAILED): State.DOWN,
-        (State.TRIAL, Event.ANSWERED): State.CLOSED,
-        (State.TRIAL, Event.DUE): State.CLOSED,
+        (State.TRIAL, Event.ANSWERED): State.UP,
+        (State.TRIAL, Event.DUE): State.UP,
         (State.TRIAL, Event.CAPACITY): State.PAUSED,
         (State.TRIAL, Event.LOST): State.DOWN,
     }
@@ -73,7 +73,7 @@ class Circuit:
     def __init__(self, *, wait_s: Callable[[int], float], patience_s: float) -> None:
         self._wait_s = wait_s
         self.patience_s = patience_s
-        self.state = State.CLOSED
+        self.state = State.UP
         self.until: float | None = None
         self.reason = ""
         self.asked = False  # whether this state's one probe or trial request has been handed out
@@ -83,7 +83,7 @@ class Circuit:
     def answered(self, now: float) -> None:
         """A request was answered by the model or refused for its own sake: the endpoint works."""
         self._move(Event.ANSWERED, now)
-        if self.state in (State.CLOSED, State.PAUSED):  # while DOWN, a draining server still ends what it had
+        if self.state in (State.UP, State.PAUSED):  # while DOWN, a draining server still ends what it had
             self._since, self._looks = None, 0
 
     def failed(self, failure: Failure, now: float) -> None:

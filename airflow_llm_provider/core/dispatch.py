@@ -203,7 +203,7 @@ class Dispatcher:
     def _impatient(self, state: State, now: float) -> bool:
         if state is State.PAUSED and self.in_flight > 0:
             return False  # the capacity that is missing is what our own requests hold
-        return state is not State.CLOSED and self.circuit.impatient(now)
+        return state is not State.UP and self.circuit.impatient(now)
 
     def _spend(self, ticket: Ticket, failure: Failure, now: float) -> RowError | None:
         if ticket.spent == 0:

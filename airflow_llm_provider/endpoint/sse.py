@@ -25,21 +25,23 @@ def assemble(body: bytes) -> dict[str, Any] | None:
         an answer is none; or None when an event is not JSON, when a choice never finished or when ``[DONE]`` is
         missing: something between the server and here cut the stream.
     """
+    try:
+        return _join(_events(body))
+    except (AttributeError, TypeError, ValueError):  # events, but not of a completion
+        return None
+
+
+def _join(events: Iterator[bytes]) -> dict[str, Any] | None:
     choices: dict[int, _Choice] = {}
     usage: Any = None
     done = False
-    for data in _events(body):
+    for data in events:
         if data == _DONE:
             done = True
             break
-        try:
-            event = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            return None
-        if not isinstance(event, dict):
-            return None
+        event = orjson.loads(data)
         if event.get("error") or event.get("object") == "error":
-            return event
+            return dict(event)
         usage = event.get("usage") or usage
         for chunk in event.get("choices") or ():
             choices.setdefault(chunk.get("index", 0), _Choice()).add(chunk)

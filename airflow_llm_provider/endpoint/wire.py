@@ -23,9 +23,6 @@ COMPLETIONS_PATH = "/v1/completions"
 _GIVEN_UP = {"abort": FailureKind.DRAINING, "error": FailureKind.SERVER_ERROR}
 """Finish reasons that come with a 200 and half a text. A vLLM told to stop (SIGTERM) ends what is in flight so."""
 
-_MORE_THAN_TEXT = ("logprobs", "token_ids", "prompt_logprobs")
-"""Fields of a choice that are null unless the request asked for them."""
-
 
 def decode(
     *,
@@ -69,13 +66,12 @@ def _completion(path: str, parsed: Any) -> Completion | None:
     choices = parsed.get("choices")
     if type(choices) is not list or not choices or type(choices[0]) is not dict:
         return None
+    if _given_up(choices) is not None:
+        return None
     first = choices[0]
     finish_reason = first.get("finish_reason")
-    if finish_reason in _GIVEN_UP:
-        return None
-    keep = len(choices) > 1 or any(first.get(name) is not None for name in _MORE_THAN_TEXT)
     usage = _usage(parsed.get("usage"))
-    kept = choices if keep else None
+    kept = choices if len(choices) > 1 or _has_more_than_text(first) else None
     if path == COMPLETIONS_PATH:
         text = first.get("text")
         return Completion(text, finish_reason, usage, choices=kept) if type(text) is str else None
@@ -90,6 +86,24 @@ def _completion(path: str, parsed: Any) -> Completion | None:
         message.get("tool_calls") or None,
         kept,
     )
+
+
+def _has_more_than_text(choice: dict[str, Any]) -> bool:
+    """Whether the request asked for fields that are null otherwise."""
+    return (
+        choice.get("logprobs") is not None
+        or choice.get("token_ids") is not None
+        or choice.get("prompt_logprobs") is not None
+    )
+
+
+def _given_up(choices: list[Any]) -> str | None:
+    """The finish reason of the first choice that ended halfway."""
+    for choice in choices:
+        reason = choice.get("finish_reason") if type(choice) is dict else None
+        if type(reason) is str and reason in _GIVEN_UP:
+            return reason
+    return None
 
 
 def _why_not(answer: Answer) -> Failure:
@@ -107,7 +121,7 @@ def _why_not(answer: Answer) -> Failure:
             return classify_inside(answer, parsed)
         case {"object": "error"}:  # older vLLM
             return classify_inside(answer, parsed)
-        case {"choices": [{"finish_reason": str(reason)}, *_]} if reason in _GIVEN_UP:
+        case {"choices": list(choices)} if (reason := _given_up(choices)) is not None:
             message = f"the server gave up on the request: finish_reason {reason!r}"
             return Failure(_GIVEN_UP[reason], message, answer.status)
         case {"choices": []}:
@@ -131,7 +145,11 @@ def _usage(usage: Mapping[str, Any] | None) -> Usage:
         return Usage()
     details = usage.get("prompt_tokens_details")
     return Usage(
-        usage.get("prompt_tokens") or 0,
-        usage.get("completion_tokens") or 0,
-        (details.get("cached_tokens") or 0) if type(details) is dict else 0,
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+        _count(details.get("cached_tokens")) if type(details) is dict else 0,
     )
+
+
+def _count(tokens: Any) -> int:
+    return tokens if type(tokens) is int else 0

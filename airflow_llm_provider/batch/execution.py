@@ -1,0 +1,289 @@
+"""A batch job from beginning to end: find or begin the run, work it off, write its manifest.
+
+Owns the order of these steps and the decision to resume, restart or refuse. Does not know how rows are worked off
+(`work`) or what a run looks like on storage (`storage`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from datetime import datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from airflow_llm_provider.batch.clock import utc_now
+from airflow_llm_provider.batch.preflight import identify
+from airflow_llm_provider.batch.prepare import Preparer
+from airflow_llm_provider.batch.runner import check_swap
+from airflow_llm_provider.batch.work import work_off
+from airflow_llm_provider.core.identity import differences, fingerprint
+from airflow_llm_provider.core.ledger import Ledger
+from airflow_llm_provider.core.prompt import RequestTemplate
+from airflow_llm_provider.core.request import BadRow
+from airflow_llm_provider.endpoint.identity import ServedModel, resolve_model
+from airflow_llm_provider.exceptions import (
+    ConfigurationError,
+    RunStoppedError,
+    SourceError,
+    StaleRunError,
+    TooManyErrorsError,
+)
+from airflow_llm_provider.storage import layout, manifest, opening
+from airflow_llm_provider.storage.document import RunDocument
+from airflow_llm_provider.storage.journal import Journal
+from airflow_llm_provider.storage.parts import Parts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow_llm_provider.batch.job import BatchJob
+    from airflow_llm_provider.batch.stop import StopSwitch
+    from airflow_llm_provider.storage.source import Scan
+    from airflow_llm_provider.storage.store import RunStore
+
+log = logging.getLogger(__name__)
+
+SAMPLE_ROWS = 20
+"""Rows rendered before a run begins: where none of them can become a request, the DAG is wrong and not the rows."""
+
+
+class EmptySourceSkip(Exception):  # noqa: N818 - no error: the DAG asked for it
+    """The source has no rows and ``on_empty`` is ``skip``."""
+
+
+def run_job(
+    job: BatchJob, store: RunStore, stop: StopSwitch, *, begun: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """Find, begin or resume the run at `store` and work it off. Blocks until done.
+
+    Args:
+        job: what to do.
+        store: where.
+        stop: ends it early; what has settled is kept.
+        begun: called once the intent lies in storage, before the first request.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        LLMBatchError: see `exceptions` for which of them a retry mends.
+        EmptySourceSkip: the source has no rows and the job says to skip then.
+    """
+    return _JobRun(job, store, stop, begun or (lambda: None)).run()
+
+
+class _JobRun:
+    """One try of a job."""
+
+    def __init__(self, job: BatchJob, store: RunStore, stop: StopSwitch, begun: Callable[[], None]) -> None:
+        self._begun = begun
+        self._job = job
+        self._store = store
+        self._stop = stop
+        self._try_token = secrets.token_hex(4)
+
+    def run(self) -> dict[str, Any]:
+        job = self._job
+        found = opening.find(self._store, job.identity, must_exist=job.must_exist and not job.rerun)
+        document = found.document
+        if document is None:
+            return self._judge(self._begin(after=None, why=None))
+        try:
+            self._check_unchanged(document)
+            if self._asked_to_rerun(found):
+                return self._judge(self._begin(after=document, why="rerun=True"))
+            if found.manifest is not None:
+                when = found.manifest["finished_at"]
+                log.info("This run finished at %s; nothing is sent. rerun=True does it again", when)
+                return self._judge(found.manifest)
+            return self._judge(self._resume(document))
+        except (StaleRunError, SourceError) as error:
+            if job.on_stale != "restart":
+                raise
+            return self._judge(self._begin(after=document, why=str(error)))
+
+    # -- find, begin, resume
+
+    def _shaping(self) -> dict[str, Any]:
+        """Everything that shapes an answer and is known before the endpoint is asked; no URLs, keys or headers."""
+        requests = self._job.requests
+        template = RequestTemplate(requests, model=self._job.model or "")
+        return {
+            "model": self._job.model,
+            "endpoint": requests.endpoint,
+            "prompt": requests.prompt,
+            "messages": [dict(message) for message in requests.messages] if requests.messages else None,
+            "system_prompt": requests.system_prompt,
+            "parameters": dict(requests.parameters),
+            "context": template.used_context(),
+            "source": self._job.source.spec(),
+        }
+
+    def _check_unchanged(self, document: RunDocument) -> None:
+        """Whether the run that lies there can be gone on with.
+
+        Raises:
+            StaleRunError: what shapes its answers has changed.
+            SourceError: its pinned input has.
+        """
+        if changed := differences(document.shaping, self._shaping()):
+            raise StaleRunError(
+                f"The run at {self._store.uri} was begun with other inputs: {'; '.join(changed)}. Put them back, "
+                "or set on_stale='restart' to begin it anew (what it has done is removed)"
+            )
+        for warning in self._job.source.check(document.snapshot):
+            log.warning(warning)
+
+    def _asked_to_rerun(self, found: opening.Found) -> bool:
+        return self._job.rerun and found.manifest is not None and found.manifest.get("epoch") != self._job.epoch
+
+    def _begin(self, *, after: RunDocument | None, why: str | None) -> dict[str, Any]:
+        """Scan, write the intent of a first generation, or of the next one in place of `after`, and work it off."""
+        log.info("Reading the source once, to count, pin and check it")
+        scan = self._job.source.scan(self._job.chunk_rows)
+        rows = scan.plan.total_rows
+        if rows == 0:
+            self._check_empty_is_fine()
+        served = self._ask_endpoint(self._job.model) if rows else {}
+        shaping = self._shaping()
+        if rows:
+            self._check_sample(scan, served["model"])
+        document = RunDocument(
+            identity=self._job.identity,
+            generation=after.generation + 1 if after else 1,
+            state="clearing" if after else "open",
+            fingerprint=fingerprint({**shaping, "content": scan.digest, "root": served.get("root")}),
+            shaping=shaping,
+            served=served,
+            snapshot=scan.snapshot,
+            plan=scan.plan,
+            created_at=utc_now().isoformat(),
+        )
+        if after is None:
+            opening.begin(self._store, document)
+        else:
+            log.warning("Beginning anew; what lies at %s is removed. Why: %s", self._store.uri, why)
+            document = opening.restart(self._store, document)
+        log.info("Begun: %s rows in %s chunks at %s", f"{rows:,}", f"{len(scan.plan):,}", self._store.uri)
+        return self._work(document)
+
+    def _resume(self, document: RunDocument) -> dict[str, Any]:
+        """Go on with the run that lies there."""
+        then = document.served
+        if then:
+            now = self._ask_endpoint(then["model"])
+            check_swap(ServedModel(now["model"], now["root"], None), ServedModel(then["model"], then["root"], None))
+            if now["version"] != then["version"]:
+                log.warning("The server's version was %s when the run began; it is %s", then["version"], now["version"])
+        if document.plan.chunk_rows != self._job.chunk_rows:
+            log.info("The run goes on with the chunk_rows it began with, %d", document.plan.chunk_rows)
+        if document.state == "clearing":
+            document = opening.finish_clearing(self._store, document)
+        return self._work(document)
+
+    def _ask_endpoint(self, wanted: str | None) -> dict[str, Any]:
+        """What serves the model, in the form that ``run.json`` keeps."""
+        self._check_stop()
+        identity = asyncio.run(identify(self._job.endpoint, self._stop))
+        served = resolve_model(identity, wanted)
+        log.info(
+            "The endpoint %s serves %s (root %s, version %s%s)",
+            self._job.endpoint.base_urls[0],
+            served.id,
+            served.root or "not told",
+            identity.version or "not told",
+            "" if identity.is_vllm else "; it does not answer as vLLM",
+        )
+        return {
+            "model": served.id,
+            "root": served.root,
+            "version": identity.version,
+            "is_vllm": identity.is_vllm,
+        }
+
+    def _check_stop(self) -> None:
+        if self._stop.reason is not None:
+            raise RunStoppedError(f"{self._stop.reason}: this try had sent nothing yet")
+
+    def _check_sample(self, scan: Scan, model: str) -> None:
+        """Refuse to begin where none of the first rows can become a request: then it is the DAG that is wrong."""
+        preparer = Preparer(RequestTemplate(self._job.requests, model=model))
+        rows = islice(self._job.source.rows(scan.snapshot, scan.plan.chunk(0)), SAMPLE_ROWS)
+        prepared = [preparer.prepare(row) for row in rows]
+        bad = [row for row in prepared if isinstance(row, BadRow)]
+        if len(bad) == len(prepared):
+            raise ConfigurationError(
+                f"None of the first {len(bad)} rows can become a request, so nothing was begun. "
+                f"The first: {bad[0].message}"
+            )
+
+    def _check_empty_is_fine(self) -> None:
+        if self._job.on_empty == "skip":
+            raise EmptySourceSkip("The source has no rows, and on_empty='skip'")
+        if self._job.on_empty == "fail":
+            raise SourceError("The source has no rows, and on_empty='fail'")
+        log.warning("The source has no rows: an empty run is written")
+
+    # -- work
+
+    def _work(self, document: RunDocument) -> dict[str, Any]:
+        self._begun()
+        self._check_stop()
+        listing = self._store.list("")
+        parts = Parts(self._store, document.fingerprint, self._try_token)
+        ledger = Ledger(document.plan, parts.load(document.plan, listing))
+        found = (name for name in listing if name.startswith(f"{layout.JOURNAL}/"))
+        journal = Journal(self._store, self._try_token, found)
+        if ledger.totals.done:
+            log.info("Resuming: %s of %s rows lie in parts", f"{ledger.totals.done:,}", f"{document.plan.total_rows:,}")
+        if not ledger.finished:
+            work = work_off(
+                self._job,
+                document,
+                self._store,
+                ledger=ledger,
+                journal=journal,
+                parts=parts,
+                try_token=self._try_token,
+                stop=self._stop,
+            )
+            asyncio.run(work)
+        return self._finish(document, ledger, parts)
+
+    def _finish(self, document: RunDocument, ledger: Ledger, parts: Parts) -> dict[str, Any]:
+        """Assemble the dead letters and write the manifest: the run is finished when it lies there."""
+        errored = ledger.totals.errored
+        if errored:
+            listing = self._store.list(layout.DEAD)
+            self._store.write_from(layout.DEAD_LETTER, parts.dead_letters(listing))
+        now = utc_now()
+        age = now - datetime.fromisoformat(document.created_at)
+        built = manifest.build(
+            document,
+            ledger,
+            uri=self._store.uri,
+            finished_at=now.isoformat(),
+            duration_s=age.total_seconds(),
+            dead_letters=errored,
+        )
+        built["epoch"] = self._job.epoch
+        opening.finish(self._store, built)
+        return built
+
+    def _judge(self, finished: dict[str, Any]) -> dict[str, Any]:
+        """Hand out the manifest, or say that the run it tells of failed.
+
+        Raises:
+            TooManyErrorsError: more rows errored than the run bears; everything has landed all the same.
+        """
+        counts = finished["counts"]
+        if self._job.tolerance.exceeded(errored=counts["errored"], rows=counts["total"]):
+            raise TooManyErrorsError(
+                f"{counts['errored']:,} of {counts['total']:,} rows errored, more than "
+                f"max_error_rate={self._job.tolerance.max_error_rate:g} bears. All results have landed at "
+                f"{finished['result_path']}; the errored rows, with requests and errors, are in "
+                f"{finished['dead_letter']}. Mend the cause and clear the task with rerun=True, or raise max_error_rate"
+            )
+        return finished

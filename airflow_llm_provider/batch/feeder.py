@@ -1,0 +1,124 @@
+"""Rows from the source to the dispatcher, just ahead of need.
+
+Owns how far ahead is read: by rows queued, and by rows of open chunks, which is what memory is spent on. Does not know
+what is sent when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from airflow_llm_provider.core.request import BadRow, RowError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
+
+    from airflow_llm_provider.batch.prepare import Preparer
+    from airflow_llm_provider.batch.recorder import Recorder
+    from airflow_llm_provider.core.chunks import Chunk
+    from airflow_llm_provider.core.dispatch import Dispatcher
+    from airflow_llm_provider.core.ledger import Ledger
+    from airflow_llm_provider.core.request import RowRequest
+    from airflow_llm_provider.storage.journal import Journal
+    from airflow_llm_provider.storage.source import Source, SourceRow
+
+BLOCK_ROWS = 128
+"""Rows read and rendered per visit to a thread: enough to make the visit cheap, few enough to share the GIL."""
+
+
+class Feeder:
+    """Keeps the dispatcher supplied.
+
+    Args:
+        source: the input, with the `snapshot` that pins it.
+        preparer: turns rows into requests.
+        ledger: says which chunks are pending.
+        journal: says which rows of a chunk an earlier try settled.
+        recorder: takes the rows that cannot become requests.
+        dispatcher: takes the requests.
+        fed: called when something new may be sent.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        snapshot: Mapping[str, Any],
+        preparer: Preparer,
+        ledger: Ledger,
+        journal: Journal,
+        recorder: Recorder,
+        dispatcher: Dispatcher,
+        fed: Callable[[], None],
+    ) -> None:
+        self._source = source
+        self._snapshot = snapshot
+        self._preparer = preparer
+        self._ledger = ledger
+        self._journal = journal
+        self._recorder = recorder
+        self._dispatcher = dispatcher
+        self._fed = fed
+        self._wanted = asyncio.Event()
+        self.exhausted = False
+
+    def wake_if_low(self) -> None:
+        """Read on, where the queue runs low."""
+        if not self.exhausted and self._dispatcher.queued < self._low_water():
+            self._wanted.set()
+
+    async def run(self) -> None:
+        """Feed every pending chunk, then return.
+
+        Raises:
+            SourceError, StorageError: when the source cannot be read.
+        """
+        for chunk in self._ledger.pending_chunks():
+            await self._room_for(chunk)
+            journalled = await asyncio.to_thread(self._journal.load, chunk.number)
+            opened = self._ledger.open_chunk(chunk, journalled)
+            self._recorder.opened(opened)
+            if not opened.complete:
+                await self._feed(self._source.rows(self._snapshot, chunk), frozenset(opened.settled))
+        self.exhausted = True
+        self._fed()
+
+    async def _feed(self, rows: Iterator[SourceRow], settled: frozenset[int]) -> None:
+        while block := await asyncio.to_thread(self._block, rows, settled):
+            for bad in block[1]:
+                self._recorder.errored(bad, RowError("malformed_row", bad.message), attempts=0)
+            self._dispatcher.feed(block[0])
+            self._fed()
+            while self._dispatcher.queued >= self._low_water():
+                self._wanted.clear()
+                await self._wanted.wait()
+
+    def _block(
+        self, rows: Iterator[SourceRow], settled: frozenset[int]
+    ) -> tuple[list[RowRequest], list[BadRow]] | None:
+        requests: list[RowRequest] = []
+        bad: list[BadRow] = []
+        seen = 0
+        for row in islice(rows, BLOCK_ROWS):
+            seen += 1
+            if row.index in settled:
+                continue
+            prepared = self._preparer.prepare(row)
+            if isinstance(prepared, BadRow):
+                bad.append(prepared)
+            else:
+                requests.append(prepared)
+        return (requests, bad) if seen else None
+
+    async def _room_for(self, chunk: Chunk) -> None:
+        """Wait for a commit while too many chunks are open: a row in its back-off must not let memory grow."""
+        most_rows = 4 * chunk.rows + 4 * self._dispatcher.limit
+        while self._ledger.open and self._ledger.open_rows + chunk.rows > most_rows:
+            self._recorder.committed.clear()
+            await self._recorder.committed.wait()
+
+    def _low_water(self) -> int:
+        return max(BLOCK_ROWS, 2 * self._dispatcher.limit)

@@ -1,0 +1,75 @@
+"""What a batch job is: the operator's arguments with every default filled in.
+
+Owns the value. Does not do anything (`execution`) and does not know Airflow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from airflow_llm_provider.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.core.identity import RunIdentity
+    from airflow_llm_provider.core.prompt import RequestSpec
+    from airflow_llm_provider.core.tolerance import Tolerance
+    from airflow_llm_provider.endpoint.settings import EndpointSettings
+    from airflow_llm_provider.storage.source import Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchJob:
+    """What to do; the operator's arguments with every default filled in.
+
+    Attributes:
+        identity: whose run it is.
+        endpoint: where requests go.
+        requests: what they say.
+        model: the model to ask for; None lets the server decide where it serves exactly one.
+        source: the rows.
+        chunk_rows: rows per part.
+        max_in_flight: requests in flight at most.
+        max_attempts: how often a row may fail by itself before it errors.
+        tolerance: how many errored rows the run bears.
+        on_stale: what to do where a run lies there that was shaped differently.
+        rerun: do a finished run again.
+        on_empty: what an input without rows means.
+        epoch: equal in all tries of one task instance, different after it is cleared: a rerun happens once per clear.
+        must_exist: an earlier try recorded that it began this run.
+        flush_rows: see `Recorder`.
+        flush_interval_s: see `Recorder`.
+        outage_patience_s: how long the endpoint may give no answer before this try gives up.
+
+    Raises:
+        ConfigurationError: when a number is out of its range or a word is none of the known ones.
+    """
+
+    identity: RunIdentity
+    endpoint: EndpointSettings
+    requests: RequestSpec
+    model: str | None
+    source: Source
+    chunk_rows: int
+    max_in_flight: int
+    tolerance: Tolerance
+    epoch: int
+    max_attempts: int = 5
+    on_stale: Literal["fail", "restart"] = "fail"
+    rerun: bool = False
+    on_empty: Literal["succeed", "skip", "fail"] = "succeed"
+    must_exist: bool = False
+    flush_rows: int = 100
+    flush_interval_s: float = 2.0
+    outage_patience_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("chunk_rows", "max_in_flight", "max_attempts", "flush_rows"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        for name in ("flush_interval_s", "outage_patience_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigurationError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name, known in (("on_stale", ("fail", "restart")), ("on_empty", ("succeed", "skip", "fail"))):
+            if getattr(self, name) not in known:
+                raise ConfigurationError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")

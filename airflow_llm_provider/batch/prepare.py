@@ -1,0 +1,81 @@
+"""From a row as the source has it to a request, or to a bad row that says why not.
+
+Owns parsing and labelling. Pure but for CPU: it runs in the feeder's thread. Does not know templates' insides
+(`core.prompt`) or sources' (`storage`).
+"""
+
+from __future__ import annotations
+
+import codecs
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from airflow_llm_provider.core.prompt import RowRejectedError
+from airflow_llm_provider.core.request import BadRow, RowRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from airflow_llm_provider.core.prompt import RequestTemplate
+    from airflow_llm_provider.storage.source import SourceRow
+
+_RAW_CHARS = 10_000
+
+
+class Preparer:
+    """Turns source rows into requests.
+
+    Args:
+        template: the run's compiled prompts.
+    """
+
+    def __init__(self, template: RequestTemplate) -> None:
+        self._template = template
+
+    def prepare(self, row: SourceRow) -> RowRequest | BadRow:
+        """The request `row` becomes; never raises for the row's sake."""
+        label = f"row-{row.index}"
+        try:
+            fields = _parse(row.raw)
+            label = _label(fields, label)
+            path, body = self._template.build(fields)
+            return RowRequest(row.index, label, path, orjson.dumps(_streaming(body)), row.position)
+        except (RowRejectedError, TypeError) as error:  # TypeError: a value that JSON cannot say
+            return BadRow(row.index, label, row.position, f"{row.position}: {error}", _raw(row.raw))
+
+
+def _parse(raw: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(raw, bytes):
+        return raw
+    try:
+        fields = orjson.loads(raw.removeprefix(codecs.BOM_UTF8))
+    except ValueError as error:
+        raise RowRejectedError(f"the line is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise RowRejectedError(f"the line is a JSON {type(fields).__name__}, not an object")
+    return fields
+
+
+def _label(fields: Mapping[str, Any], otherwise: str) -> str:
+    match fields.get("custom_id"):
+        case None:
+            return otherwise
+        case str(label):
+            return label
+        case int(number) if not isinstance(number, bool):
+            return str(number)
+        case other:
+            raise RowRejectedError(f"its custom_id is a {type(other).__name__}, not a string")
+
+
+def _streaming(body: dict[str, Any]) -> dict[str, Any]:
+    """A streamed answer tells its usage only where it is asked to."""
+    if body.get("stream") is not True or "stream_options" in body:
+        return body
+    return {**body, "stream_options": {"include_usage": True}}
+
+
+def _raw(raw: bytes | Mapping[str, Any]) -> str:
+    text = raw[: 4 * _RAW_CHARS].decode("utf-8", "replace") if isinstance(raw, bytes) else repr(raw)
+    return text[:_RAW_CHARS]

@@ -1,0 +1,110 @@
+"""Settled rows on their way to storage: journal flushes, commits, and the ledger told afterwards.
+
+Owns when a flush is due. Does not know requests in flight. All storage work happens in one thread at a time, so
+objects are written in the order in which this module asks for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from airflow_llm_provider.core.request import BadRow, Outcome, RowError, RowRequest, Status
+from airflow_llm_provider.storage.lines import encode_dead_letter, encode_outcome
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.core.ledger import ChunkSummary, Ledger, OpenChunk, SettledLine
+    from airflow_llm_provider.core.request import Completion
+    from airflow_llm_provider.storage.journal import Journal
+    from airflow_llm_provider.storage.parts import Parts
+
+
+class Recorder:
+    """Takes in outcomes and makes them last.
+
+    Args:
+        ledger: the run's bookkeeping.
+        journal: where settled rows of open chunks go.
+        parts: where complete chunks go.
+        flush_rows: this many rows not yet journalled make a flush due.
+        flush_interval_s: so much time does, too.
+    """
+
+    def __init__(
+        self, ledger: Ledger, journal: Journal, parts: Parts, *, flush_rows: int, flush_interval_s: float
+    ) -> None:
+        self._ledger = ledger
+        self._journal = journal
+        self._parts = parts
+        self._flush_rows = flush_rows
+        self._flush_interval_s = flush_interval_s
+        self._due = asyncio.Event()
+        self._closed = False
+        self.committed = asyncio.Event()
+        """Set at every commit; the feeder waits on it for room."""
+
+    def succeeded(self, request: RowRequest, completion: Completion, attempts: int) -> None:
+        """A row has its answer."""
+        outcome = Outcome(request.index, request.custom_id, Status.SUCCEEDED, attempts, completion=completion)
+        self._settle(outcome.index, encode_outcome(outcome))
+
+    def errored(self, row: RowRequest | BadRow, error: RowError, attempts: int) -> None:
+        """A row will not succeed by trying again."""
+        outcome = Outcome(row.index, row.custom_id, Status.ERRORED, attempts, error=error)
+        settled = encode_outcome(outcome)
+        settled.dead_letter = encode_dead_letter(outcome, row)
+        self._settle(outcome.index, settled)
+
+    def opened(self, opened: OpenChunk) -> None:
+        """A chunk was opened: what an earlier try journalled may complete it."""
+        if opened.complete:
+            self._due.set()
+
+    async def run(self) -> None:
+        """Flush whenever one is due, until closed; the last flush takes everything. Close it, never cancel it.
+
+        Raises:
+            StorageError: when storage fails; what it did not take is requested again by the next try.
+        """
+        while not self._closed:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._due.wait(), self._flush_interval_s)
+            await self._flush()
+
+    def close(self) -> None:
+        """Nothing more will settle: `run` flushes once more and returns."""
+        self._closed = True
+        self._due.set()
+
+    async def _flush(self) -> None:
+        """Commit the chunks that are complete and journal what has settled of the others."""
+        self._due.clear()
+        complete = [opened for opened in self._ledger.open.values() if opened.complete]
+        partial = [
+            (opened, list(opened.unjournalled), [opened.settled[index] for index in opened.unjournalled])
+            for opened in self._ledger.open.values()
+            if opened.unjournalled and not opened.complete
+        ]
+        if not complete and not partial:
+            return
+        journal = [(opened.chunk.number, settled) for opened, _, settled in partial]
+        for summary in await asyncio.to_thread(self._write, complete, journal):
+            self._ledger.commit(summary)
+            self.committed.set()
+        for opened, indices, _ in partial:
+            self._ledger.journalled(opened, indices)
+
+    def _settle(self, index: int, settled: SettledLine) -> None:
+        opened = self._ledger.settle(index, settled)
+        if self._ledger.unjournalled_rows >= self._flush_rows or opened.complete:
+            self._due.set()
+
+    def _write(self, complete: list[OpenChunk], partial: list[tuple[int, list[SettledLine]]]) -> list[ChunkSummary]:
+        for number, settled in partial:
+            self._journal.write(number, settled)
+        summaries = [self._parts.commit(opened) for opened in complete]
+        self._parts.record()
+        for opened in complete:
+            self._journal.drop(opened.chunk.number)
+        return summaries

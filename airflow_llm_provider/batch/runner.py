@@ -1,0 +1,217 @@
+"""The runner: one event loop that carries out the dispatcher's commands and settles what comes of them.
+
+Owns the requests in flight and the end of a try. Does not decide what is sent when (`core.dispatch`), what a failure
+means (`core.retry`), or when anything is written (`recorder`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from airflow_llm_provider.core.dispatch import Probe, Send, Stop, Ticket, Wait
+from airflow_llm_provider.core.retry import Failure
+from airflow_llm_provider.endpoint.identity import resolve_model
+from airflow_llm_provider.exceptions import LLMBatchError, RunStoppedError, StaleRunError, TooManyErrorsError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from airflow_llm_provider.batch.feeder import Feeder
+    from airflow_llm_provider.batch.recorder import Recorder
+    from airflow_llm_provider.batch.stop import StopSwitch
+    from airflow_llm_provider.core.dispatch import Dispatcher
+    from airflow_llm_provider.core.ledger import Ledger
+    from airflow_llm_provider.core.tolerance import Tolerance
+    from airflow_llm_provider.endpoint.client import EndpointClient
+    from airflow_llm_provider.endpoint.identity import ServedModel
+
+IDENTITY_INTERVAL_S = 60.0
+"""How often the server is asked whether it still serves the same model under the name."""
+
+
+class Runner:
+    """Works off a run's pending rows.
+
+    Args:
+        client: sends; already entered.
+        dispatcher: decides.
+        recorder: keeps.
+        ledger: counts.
+        tolerance: when too many rows have errored.
+        served: the model that must stay behind its name.
+        request_prefix: begins every ``X-Request-Id``, so that a server's log tells runs and tries apart.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: EndpointClient,
+        dispatcher: Dispatcher,
+        recorder: Recorder,
+        ledger: Ledger,
+        tolerance: Tolerance,
+        served: ServedModel,
+        request_prefix: str,
+    ) -> None:
+        self._client = client
+        self._dispatcher = dispatcher
+        self._recorder = recorder
+        self._ledger = ledger
+        self._tolerance = tolerance
+        self._served = served
+        self._request_prefix = request_prefix
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._requests: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._feeder: Feeder | None = None
+
+    async def run(self, feeder: Feeder, stop: StopSwitch, companions: Sequence[Callable[[], Awaitable[None]]]) -> None:
+        """Run to the end, or until an error or `stop` ends the try; what has settled is flushed either way.
+
+        Args:
+            feeder: supplies rows; it calls `pump`.
+            stop: the way to end the try from outside.
+            companions: endless helpers that live as long as the run, such as the progress reporter.
+
+        Raises:
+            LLMBatchError: why the try ended before the run did.
+        """
+        self._feeder = feeder
+        stop.attach(self._loop, self._stopped)
+        recording = asyncio.create_task(self._recorder.run())
+        helpers = [asyncio.ensure_future(each()) for each in (feeder.run, self._watch_identity, *companions)]
+        for helper in (recording, *helpers):
+            helper.add_done_callback(self._helper_ended)
+        try:
+            await self._ended
+        finally:
+            stop.detach()
+            if self._timer is not None:
+                self._timer.cancel()
+            await _cancel([*helpers, *self._requests])
+            self._recorder.close()
+            await recording
+        if not self._ledger.finished:
+            raise AssertionError("the run ended with rows that have no outcome")
+
+    def pump(self) -> None:
+        """Carry out what the dispatcher decides, until it says to wait."""
+        if self._ended.done():
+            return
+        while True:
+            match self._dispatcher.next(self._loop.time()):
+                case Send(tickets):
+                    for ticket in tickets:
+                        self._start(self._send(ticket))
+                case Probe():
+                    self._start(self._probe())
+                case Stop(error):
+                    self._end(error)
+                    return
+                case Wait(until):
+                    self._wake_at(until)
+                    break
+        if self._feeder is not None:
+            self._feeder.wake_if_low()
+            if self._feeder.exhausted and not self._dispatcher.queued and not self._dispatcher.in_flight:
+                self._end(None)
+
+    def _start(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._requests.add(task)
+        task.add_done_callback(self._request_ended)
+
+    async def _send(self, ticket: Ticket) -> None:
+        request = ticket.request
+        request_id = f"{self._request_prefix}-{request.index}-{ticket.sends}"
+        result = await self._client.send(request.path, request.body, request_id=request_id)
+        now = self._loop.time()
+        if not isinstance(result, Failure):
+            self._dispatcher.answered(now)
+            self._recorder.succeeded(request, result, ticket.sends)
+        elif (error := self._dispatcher.failed(ticket, result, now)) is not None:
+            self._recorder.errored(request, error, ticket.sends)
+            self._check_tolerance(error.message)
+
+    async def _probe(self) -> None:
+        self._dispatcher.probed(await self._identify(), self._loop.time())
+
+    async def _identify(self) -> Failure | None:
+        """Ask the server who it is; ends the run where it serves another model now."""
+        identity = await self._client.identify()
+        if isinstance(identity, Failure):
+            return identity
+        try:
+            check_swap(resolve_model(identity, self._served.id), self._served)
+        except LLMBatchError as error:
+            self._dispatcher.stop(error)
+            self.pump()
+        return None
+
+    async def _watch_identity(self) -> None:
+        while True:
+            await asyncio.sleep(IDENTITY_INTERVAL_S)
+            await self._identify()  # a failure to answer shows in the requests soon enough
+
+    def _check_tolerance(self, last_error: str) -> None:
+        totals = self._ledger.totals
+        if self._tolerance.hopeless(errored=totals.errored, done=totals.done, rows=self._ledger.plan.total_rows):
+            self._dispatcher.stop(
+                TooManyErrorsError(
+                    f"Stopped early: {totals.errored:,} of the first {totals.done:,} rows errored, more than "
+                    f"max_error_rate={self._tolerance.max_error_rate:g} bears; the last: {last_error}. Mend the cause "
+                    "and set rerun=True or on_stale='restart', or raise max_error_rate to go on from here"
+                )
+            )
+
+    def _request_ended(self, task: asyncio.Task[None]) -> None:
+        self._requests.discard(task)
+        self._helper_ended(task)
+        self.pump()
+
+    def _helper_ended(self, task: asyncio.Future[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._end(error)
+
+    def _stopped(self, reason: str) -> None:
+        done, total = self._ledger.totals.done, self._ledger.plan.total_rows
+        self._end(RunStoppedError(f"{reason}: {done:,} of {total:,} rows are kept; the next try goes on from there"))
+
+    def _wake_at(self, until: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if until is not None:
+            self._timer = self._loop.call_at(until, self.pump)
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._ended.done():
+            return
+        if error is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(error)
+
+
+def check_swap(now: ServedModel, then: ServedModel) -> None:
+    """Stop where another model answers under the same name.
+
+    Raises:
+        StaleRunError: when the roots differ; a server that names none is believed.
+    """
+    if now.root is not None and then.root is not None and now.root != then.root:
+        raise StaleRunError(
+            f"The model was swapped under the name {now.id!r}: this run began with {then.root}, and {now.root} is "
+            "served now. Serve the first one again, or set on_stale='restart' to begin this run anew"
+        )
+
+
+async def _cancel(tasks: list[asyncio.Future[None]]) -> None:
+    """Cancel and wait, so that connections are closed and slots are free before the try ends."""
+    for task in tasks:
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,54 @@
+"""A note, kept by Airflow itself, that this task instance began its run, and where.
+
+Owns the note. It tells "nothing was begun yet" from "begun where this worker cannot see it", such as a ``file://`` path
+on another machine. Airflow keeps it from 3.3 on (task state store); before, a missing run is only warned about.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from airflow_llm_provider.exceptions import RunMissingError
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+log = logging.getLogger(__name__)
+
+_KEY = "llm_batch.run"
+
+
+class RunMarker:
+    """The note of one task instance, over all its tries.
+
+    Args:
+        context: Airflow's, of this try.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._store: Any = context.get("task_state_store")
+        self._try_number = context["ti"].try_number
+
+    def expects(self, uri: str, *, rerun: bool) -> bool:
+        """Whether a run must lie at `uri`.
+
+        Raises:
+            RunMissingError: when the run was begun at another path, so that this one would do it all again.
+        """
+        noted = self._store.get(_KEY) if self._store is not None else None
+        if noted is None:
+            if self._store is None and self._try_number > 1:
+                log.info("Airflow before 3.3 keeps no note of a begun run: if none lies at %s, a new one begins", uri)
+            return False
+        if noted != uri and not rerun:
+            raise RunMissingError(
+                f"An earlier try of this task began its run at {noted}, and result_path is {uri} now. Put it back "
+                "(it may not change from try to try), or set rerun=True to begin at the new path"
+            )
+        return bool(noted == uri)
+
+    def set(self, uri: str) -> None:
+        """Note that the run at `uri` is begun."""
+        if self._store is not None and self._store.get(_KEY) != uri:
+            self._store.set(_KEY, uri)
