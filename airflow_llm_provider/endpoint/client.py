@@ -193,7 +193,7 @@ class EndpointClient:
         return self._session
 
     def _url(self, path: str) -> URL:
-        url = self._urls[path] = URL(self._base_url + path, encoded=True)
+        url = self._urls[path] = URL(self._base_url + path)
         return url
 
     def _failure(self, error: Exception, *, answered: bool, at_once: bool) -> Failure:

@@ -144,7 +144,7 @@ class Handler:
         return _json(changes)
 
     async def _infer(self, path: str, http: web.BaseRequest) -> web.StreamResponse:
-        raw = await http.read()
+        raw = await http.content.read()  # `http.read()` has a limit of 1 MiB
         request_id = http.headers.get("X-Request-Id", "")
         nth = self._note(request_id)
         try:

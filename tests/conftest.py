@@ -1,0 +1,41 @@
+"""What every test gets: a detector of calls that block the event loop, and a stub of vLLM on request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from blockbuster import BlockBuster
+
+from airflow_llm_provider.testing import StubVLLM
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
+    """An async test fails with `BlockingError` where a call would hold up the event loop."""
+    if request.node.get_closest_marker("asyncio") is None:
+        yield
+        return
+    detector = BlockBuster()
+    # The stub lives in a thread with a loop of its own, which the detector watches too. Its log is written
+    # synchronously on purpose: the line must be on its way to the disk before the answer is on its way to the client.
+    detector.functions["os.write"].can_block_in("airflow_llm_provider/testing/server.py", {"_note"})
+    # Entering and leaving the stub starts and joins its thread: milliseconds of set-up, in a test's own words.
+    detector.functions["threading.Lock.acquire"].can_block_in(
+        "airflow_llm_provider/testing/stub.py", {"__enter__", "__exit__"}
+    )
+    detector.activate()
+    try:
+        yield
+    finally:
+        detector.deactivate()
+
+
+@pytest.fixture
+def stub() -> Iterator[StubVLLM]:
+    """An instant vLLM-shaped server that serves the model ``stub``; its `behaviour` may be changed."""
+    with StubVLLM() as running:
+        yield running
