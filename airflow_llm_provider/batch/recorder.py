@@ -67,9 +67,11 @@ class Recorder:
         Raises:
             StorageError: when storage fails; what it did not take is requested again by the next try.
         """
-        while not self._closed:
+        closed = False
+        while not closed:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._due.wait(), self._flush_interval_s)
+            closed = self._closed  # as it was before the flush: what settles during one waits for the next
             await self._flush()
 
     def close(self) -> None:
