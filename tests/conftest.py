@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,14 @@ from airflow_llm_provider.testing import StubVLLM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """tests/vllm takes a real vLLM: it runs where it is named (``make test-vllm``), and is not there otherwise."""
+    if collection_path != Path(__file__).parent / "vllm":
+        return None
+    named = (Path(config.invocation_params.dir, argument.split("::")[0]).resolve() for argument in config.args)
+    return None if any(collection_path in (path, *path.parents) for path in named) else True
 
 
 @pytest.fixture(autouse=True)

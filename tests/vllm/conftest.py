@@ -1,0 +1,83 @@
+"""A real vLLM, started with the flags a test asks for.
+
+Needs `.venv-vllm` (tools/vllm/install.sh). Without it these tests fail: they are only collected when they are named.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / "tools" / "vllm"
+VENV = ROOT / ".venv-vllm"
+RUN = ROOT / ".run"
+MODEL = RUN / "tiny-llama"
+API_KEY = "sk-contract"
+START_WITHIN_S = 400
+
+
+@dataclass(frozen=True)
+class RealVLLM:
+    """A running server.
+
+    Attributes:
+        url: its root.
+        pid: the API server's process id, which is its group's.
+    """
+
+    url: str
+    pid: int
+
+    def terminate(self) -> None:
+        """SIGTERM to the API server alone, as an init system sends it."""
+        os.kill(self.pid, signal.SIGTERM)
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    """The folder of a model to serve, made once per checkout."""
+    if not (VENV / "installed.lock").exists():
+        pytest.fail("There is no vLLM in .venv-vllm. Run: bash tools/vllm/install.sh .venv-vllm")
+    if not MODEL.exists():
+        RUN.mkdir(exist_ok=True)
+        half = MODEL.with_suffix(".half")
+        subprocess.run([VENV / "bin" / "python", TOOLS / "make_tiny_model.py", half], check=True)
+        half.rename(MODEL)
+    return MODEL
+
+
+@pytest.fixture(scope="session")
+def start(model: Path) -> Callable[..., AbstractContextManager[RealVLLM]]:
+    """Starts a server with flags; it is gone, engine and all, at the end of the `with`."""
+
+    @contextmanager
+    def started(*flags: str) -> Iterator[RealVLLM]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = ["bash", TOOLS / "serve.sh", VENV, model, str(port), "--enforce-eager", "--api-key", API_KEY, *flags]
+        environment = {**os.environ, "MAX_MODEL_LEN": "8192"}
+        started = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=START_WITHIN_S
+        )
+        server = RealVLLM(f"http://127.0.0.1:{port}", int(started.stdout))
+        try:
+            yield server
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+
+    return started
