@@ -62,11 +62,12 @@ def _root(entry: str, *, port: int | None, schema: str, tls: bool | None, bad: C
         if not parts.scheme and schema != "v1":
             raise bad("schema", repr(schema), "leave it empty, or write http or https; a path belongs in the host")
         path = f"{path}/{schema}"
-    if "/v1/" in f"{path}/".removesuffix("/v1/"):
+    path = path.removesuffix("/v1")
+    if "v1" in path.split("/"):
         raise bad("host", repr(entry), f"routes are added to it; write {_ADVICE}")
     bracketed = f"[{hostname}]" if ":" in hostname else hostname
     number = own_port or port
-    return f"{scheme}://{bracketed}{f':{number}' if number else ''}{path.removesuffix('/v1')}"
+    return f"{scheme}://{bracketed}{f':{number}' if number else ''}{path}"
 
 
 def _split(entry: str, *, bad: Complaint) -> SplitResult:

@@ -17,13 +17,9 @@ from airflow.sdk import log as sdk_log
 
 from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError
 from airflow_llm_provider.get_provider_info import get_provider_info
+from airflow_llm_provider.hooks.compat import AirflowNotFoundException
 from airflow_llm_provider.hooks.connection import read_connection, secrets_of
 from airflow_llm_provider.hooks.probe import look
-
-try:
-    from airflow.sdk.exceptions import AirflowNotFoundException
-except ImportError:  # Airflow 3.1 keeps it elsewhere
-    from airflow.exceptions import AirflowNotFoundException  # type: ignore[attr-defined]
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

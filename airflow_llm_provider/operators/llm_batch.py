@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.configuration import AIRFLOW_HOME
 from airflow.sdk import BaseOperator, BaseOperatorLink
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from airflow_llm_provider.batch.execution import EmptySourceSkip, run_job
 from airflow_llm_provider.batch.job import BatchJob
@@ -20,6 +19,7 @@ from airflow_llm_provider.core.identity import RunIdentity
 from airflow_llm_provider.core.prompt import RequestSpec, RequestTemplate
 from airflow_llm_provider.core.tolerance import Tolerance
 from airflow_llm_provider.exceptions import ConfigurationError, NoRetryError, RetryLaterError
+from airflow_llm_provider.hooks.compat import AirflowException, AirflowFailException, AirflowSkipException
 from airflow_llm_provider.hooks.vllm import VLLMHook
 from airflow_llm_provider.operators.context import NAMES, prompt_context
 from airflow_llm_provider.operators.effective import Effective, configured, first_set, from_dag
@@ -167,7 +167,7 @@ class LLMBatchOperator(BaseOperator):
         except EmptySourceSkip as skip:
             raise AirflowSkipException(str(skip)) from None
         except NoRetryError as error:
-            raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+            raise AirflowFailException(f"{type(error).__name__}: {error}") from None  # its words are for people
         except RetryLaterError as error:
             raise AirflowException(f"{type(error).__name__}: {error}") from error
 
