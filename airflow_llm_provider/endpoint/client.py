@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 import ssl
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
+from multidict import CIMultiDict
 from yarl import URL
 
 from airflow_llm_provider.core.retry import Failure, FailureKind
@@ -24,6 +26,7 @@ from airflow_llm_provider.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from aiohttp import AddrInfoType
     from aiohttp.client_proto import ResponseHandler
 
     from airflow_llm_provider.core.request import Completion
@@ -35,6 +38,10 @@ KEEPALIVE_S = 3.0
 RACE_S = 1.0
 """A reused connection that dies this soon after a request was written lost the keep-alive race: the server closed it
 before it saw the request. One that dies later had its request inside the server."""
+
+DEAD_PEER_S = 60
+"""An answer may take an hour without a byte. So the kernel asks the peer now and then whether it is there: a node that
+lost its power is noticed in minutes, and gateways do not forget the connection."""
 
 IDENTIFY_TIMEOUT_S = 30.0
 
@@ -82,22 +89,31 @@ class EndpointClient:
         self._session: aiohttp.ClientSession | None = None
         self._secrets = _secrets(settings)
         try:
-            self._url("/")
+            url = self._url("/")
         except ValueError as error:
             raise ConfigurationError(f"The vLLM connection's base URL {base_url!r} is no URL: {error}") from error
+        if url.user is not None or url.password is not None:
+            raise ConfigurationError(
+                f"The vLLM connection's base URL for {url.host} carries credentials, which logs would show. "
+                "Set the connection's password, which is sent as API key, or a header in its extras."
+            )
 
     async def __aenter__(self) -> Self:
         settings = self._settings
-        headers = {
-            "Content-Type": "application/json",
-            "Accept-Encoding": "identity",  # unpacking costs more CPU than a local network saves
-            "User-Agent": "airflow-llm-provider",
-            **settings.extra_headers,
-        }
+        headers = CIMultiDict(
+            {
+                "Content-Type": "application/json",
+                "Accept-Encoding": "identity",  # unpacking costs more CPU than a local network saves
+                "User-Agent": "airflow-llm-provider",
+            }
+        )
+        headers.update(settings.extra_headers)
         if settings.api_key:
             headers["Authorization"] = f"Bearer {settings.api_key}"
         self._session = aiohttp.ClientSession(
-            connector=_Connector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=self._ssl),
+            connector=_Connector(
+                limit=0, keepalive_timeout=KEEPALIVE_S, ssl=self._ssl, socket_factory=_watchful_socket
+            ),
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=settings.request_timeout_s, connect=settings.connect_timeout_s),
@@ -215,6 +231,21 @@ class EndpointClient:
                 stale = at_once and not answered and not half and not _connection_is_new.get()
                 kind = FailureKind.STALE_CONNECTION if stale else FailureKind.CONNECTION_LOST
         return Failure(kind, shorten(words, self._secrets))
+
+
+def _watchful_socket(address: AddrInfoType) -> socket.socket:
+    """A socket whose kernel notices a peer that is gone without a word, as far as the platform can."""
+    made = socket.socket(*address[:3])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", DEAD_PEER_S),
+        ("TCP_KEEPINTVL", DEAD_PEER_S // 4),
+        ("TCP_KEEPCNT", 4),
+        ("TCP_USER_TIMEOUT", DEAD_PEER_S * 1000),  # ms; for a peer that goes while our request is on its way
+    ):
+        if (option := getattr(socket, name, None)) is not None:
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
 
 
 def _words(error: Exception) -> str:

@@ -320,6 +320,43 @@ def test_a_base_url_that_is_none() -> None:
         client_of("http://gpu1:port")
 
 
+def test_credentials_in_a_base_url_are_refused_and_not_shown() -> None:
+    with pytest.raises(ConfigurationError, match="credentials") as raised:
+        client_of("http://user:s3cret@gpu1:8000")
+    assert "s3cret" not in str(raised.value)
+
+
+async def test_extra_headers_replace_ours_whatever_their_case() -> None:
+    heads: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await read_request(reader))
+        writer.write(ANSWER)
+
+    async with raw_server(answer) as url:
+        await send_one(url, extra_headers={"user-agent": "mine", "content-type": "application/json; v=1"})
+    assert heads[0].lower().count(b"user-agent:") == heads[0].lower().count(b"content-type:") == 1
+    assert b"mine" in heads[0]
+
+
+async def test_connections_notice_a_peer_that_is_gone() -> None:
+    options: dict[str, int] = {}
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(ANSWER)
+        await reader.read()
+
+    async with raw_server(answer) as url, client_of(url) as client:
+        assert isinstance(await client.send(CHAT, BODY, request_id="r"), Completion)
+        assert client._session is not None
+        ((idle,),) = client._session.connector._conns.values()  # type: ignore[union-attr]
+        used = idle[0].transport.get_extra_info("socket")
+        options["keepalive"] = used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        options["idle"] = used.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+    assert options == {"keepalive": 1, "idle": client_module.DEAD_PEER_S}
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A self-signed certificate for 127.0.0.1 and its key, in one PEM file."""
