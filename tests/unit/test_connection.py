@@ -151,6 +151,7 @@ def test_slots(slots):
         ({"host": "http://gpu1:80000"}, "host", "'http://gpu1:80000'", "0 to 65535"),
         ({"host": "http://[::1"}, "host", "no URL", "http://gpu1:8000"),
         ({"host": "http://gpu1:8000/v1/chat/completions"}, "host", "completions", "http://gpu1:8000"),
+        ({"host": "gpu1/v1", "schema": "v1"}, "host", "'gpu1/v1'", "http://gpu1:8000"),
         ({"host": "http://gpu1:8000", "port": 9000}, "port", "9000", "leave the port empty"),
         ({"host": "gpu1", "schema": "grpc"}, "schema", "'grpc'", "http or https"),
         ({"host": "http://gpu1", "schema": "https"}, "schema", "https", "only one"),
