@@ -1,0 +1,90 @@
+"""What the system tests of the operator share: a stub server in a process of its own, and an Airflow that knows it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tools.local_airflow import LocalAirflow
+
+DAGS = Path(__file__).parent / "dags"
+
+
+class StubProcess:
+    """`python -m airflow_llm_provider.testing` with its request log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "requests.log"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "airflow_llm_provider.testing", "--model", "stub", "--log", str(self.log)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self.url = self._process.stdout.readline().strip()
+        assert self.url.startswith("http://127.0.0.1:"), "the stub did not start"
+
+    def state(self, **fields: object) -> None:
+        """Set fields of the stub's `Behaviour`."""
+        request = urllib.request.Request(
+            f"{self.url}/_state",
+            data=json.dumps(fields).encode(),
+            method="PATCH",
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30):
+            pass
+
+    def requested(self) -> list[int]:
+        """Row indices in the order in which requests came: an id is fingerprint-try-index-send."""
+        return [int(line.split("-")[2]) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+    def close(self) -> None:
+        assert self._process.stdout is not None
+        self._process.terminate()
+        self._process.wait(10)
+        self._process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def llm_stub(tmp_path_factory: pytest.TempPathFactory):
+    stub = StubProcess(tmp_path_factory.mktemp("stub"))
+    yield stub
+    stub.close()
+
+
+@pytest.fixture(scope="session")
+def llm_work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the test DAGs read."""
+    work = tmp_path_factory.mktemp("work")
+    good = "".join(f'{{"custom_id": "g{n}", "text": "good {n}"}}\n' for n in range(40))
+    (work / "good.jsonl").write_text(good)
+    (work / "malformed.jsonl").write_text(good + '{"text": "broken"\n' + '{"text": "after it"}\n')
+    (work / "empty.jsonl").write_text("")
+    (work / "duplicates.jsonl").write_text(good + '{"custom_id": "g7", "text": "again"}\n')
+    return work
+
+
+@pytest.fixture(scope="session")
+def llm_airflow(llm_stub: StubProcess, llm_work: Path, tmp_path_factory: pytest.TempPathFactory):
+    connection = {
+        "conn_type": "vllm",
+        "host": llm_stub.url,
+        "password": "sk-very-secret-key",
+        "extra": {"model": "stub"},
+    }
+    home = tmp_path_factory.mktemp("llm-airflow")
+    env = {
+        "AIRFLOW_CONN_VLLM_DEFAULT": json.dumps(connection),
+        "AIRFLOW__LLM_BATCH__RESULTS_BASE": f"file://{home}/results",
+        "LLM_TEST_WORK": str(llm_work),
+        "PYTHONPATH": os.pathsep.join(sys.path[:1]),
+    }
+    with LocalAirflow(home, DAGS, env=env) as airflow:
+        yield airflow
