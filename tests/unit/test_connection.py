@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shlex
 import traceback
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from airflow.sdk import Connection
@@ -13,8 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_llm_provider.exceptions import ConfigurationError
+from airflow_llm_provider.get_provider_info import get_provider_info
 from airflow_llm_provider.hooks.connection import EXTRA_KEYS, read_connection, secrets_of
+from airflow_llm_provider.hooks.vllm import VLLMHook
 
+ROOT = Path(__file__).parents[2]
 SECRET = "s3cr3t-t0ken"
 
 
@@ -260,3 +266,34 @@ def test_any_host_is_a_list_of_roots_or_a_complaint(host, port, schema):
 def test_any_extra_value_is_read_or_complained_about(key, value):
     with suppress(ConfigurationError):
         read_connection(connection(extra={key: value}))
+
+
+def test_the_documented_forms_are_one_connection(monkeypatch):
+    text = (ROOT / "docs" / "connection.md").read_text()
+    forms = re.findall(r"^export AIRFLOW_CONN_VLLM_DEFAULT='(.*?)'$", text, re.MULTILINE | re.DOTALL)
+    read = []
+    for form in forms:
+        monkeypatch.setenv("AIRFLOW_CONN_VLLM_DEFAULT", form)
+        read.append(VLLMHook().get_settings())
+    (command,) = re.findall(r"^airflow connections add vllm_default (.*?)\n```", text, re.MULTILINE | re.DOTALL)
+    words = shlex.split(command.replace("\\\n", ""))
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    read.append(
+        read_connection(
+            connection(given["--conn-host"], given["--conn-extra"], password=given["--conn-password"]),
+        )
+    )
+    assert len(read) == 4
+    assert read[0].base_urls == ("http://gpu1:8000",)
+    assert (read[0].api_key, read[0].model, read[0].slots) == ("my-api-key", "Qwen/Qwen3-8B", 256)
+    assert all(settings == read[0] for settings in read)
+
+
+def test_every_extra_key_and_option_is_documented():
+    text = (ROOT / "docs" / "connection.md").read_text()
+    assert [key for key in EXTRA_KEYS if f"extra `{key}`" not in text] == []
+    options = get_provider_info()["config"]["llm_batch"]["options"]
+    documented = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+?) \|", text, re.MULTILINE)
+    assert {name: "" if default.startswith("empty") else default for name, default in documented} == {
+        name: option["default"] for name, option in options.items()
+    }
