@@ -67,6 +67,7 @@ class Runner:
         self._requests: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._feeder: Feeder | None = None
+        self._errored_seen = 0
 
     async def run(self, feeder: Feeder, stop: StopSwitch, companions: Sequence[Callable[[], Awaitable[None]]]) -> None:
         """Run to the end, or until an error or `stop` ends the try; what has settled is flushed either way.
@@ -101,6 +102,7 @@ class Runner:
         """Carry out what the dispatcher decides, until it says to wait."""
         if self._ended.done():
             return
+        self._check_tolerance()
         while True:
             match self._dispatcher.next(self._loop.time()):
                 case Send(tickets):
@@ -130,11 +132,10 @@ class Runner:
         result = await self._client.send(request.path, request.body, request_id=request_id)
         now = self._loop.time()
         if not isinstance(result, Failure):
-            self._dispatcher.answered(now)
+            self._dispatcher.answered(ticket, now)
             self._recorder.succeeded(request, result, ticket.sends)
         elif (error := self._dispatcher.failed(ticket, result, now)) is not None:
             self._recorder.errored(request, error, ticket.sends)
-            self._check_tolerance(error.message)
 
     async def _probe(self) -> None:
         self._dispatcher.probed(await self._identify(), self._loop.time())
@@ -156,13 +157,16 @@ class Runner:
             await asyncio.sleep(IDENTITY_INTERVAL_S)
             await self._identify()  # a failure to answer shows in the requests soon enough
 
-    def _check_tolerance(self, last_error: str) -> None:
+    def _check_tolerance(self) -> None:
         totals = self._ledger.totals
+        if totals.errored == self._errored_seen:
+            return
+        self._errored_seen = totals.errored
         if self._tolerance.hopeless(errored=totals.errored, done=totals.done, rows=self._ledger.plan.total_rows):
             self._dispatcher.stop(
                 TooManyErrorsError(
                     f"Stopped early: {totals.errored:,} of the first {totals.done:,} rows errored, more than "
-                    f"max_error_rate={self._tolerance.max_error_rate:g} bears; the last: {last_error}. Mend the cause "
+                    f"max_error_rate={self._tolerance.max_error_rate:g} bears; the last: {self._recorder.last_error}. Mend the cause "
                     "and set rerun=True or on_stale='restart', or raise max_error_rate to go on from here"
                 )
             )

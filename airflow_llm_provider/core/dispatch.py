@@ -33,6 +33,10 @@ MAX_IMMEDIATE = 3
 MAX_SUSPICIONS = 5
 """How many deaths of the server a row may have been inside of before it is taken for their cause."""
 
+ALONE_FROM = 2
+"""From this many deaths on, a row is in flight only while no other such row is: its next death convicts it alone. Rows
+that happened to be beside the cause each time would otherwise end with it."""
+
 SICK_ROWS = 16
 """After this many different rows failed with no answer in between, it is the endpoint that is sick, not the rows:
 from then on failures hold the run instead of spending attempts."""
@@ -105,15 +109,17 @@ class Dispatcher:
         self._max_attempts = max_attempts
         self._wait_s = wait_s
         self._ready: deque[Ticket] = deque()
+        self._suspects: deque[Ticket] = deque()  # those that go alone
+        self._alone: Ticket | None = None  # the one of them that is in flight
         self._delayed: list[tuple[float, int, Ticket]] = []
         self._order = count()
         self._stop: LLMBatchError | None = None
-        self._rows_failing = 0  # different rows that failed since the last answer
+        self._failing: set[int] = set()  # rows that failed since the last answer
 
     @property
     def queued(self) -> int:
         """Rows that wait to be sent, back-offs included."""
-        return len(self._ready) + len(self._delayed)
+        return len(self._ready) + len(self._suspects) + len(self._delayed)
 
     def feed(self, requests: Iterable[RowRequest]) -> None:
         """Take in rows, in the order in which they should go."""
@@ -124,10 +130,11 @@ class Dispatcher:
         if self._stop is not None:
             return Stop(self._stop)
         state = self.circuit.look(now)
-        if self._impatient(state, now):
+        if not self._patient(state) and self.circuit.impatient(now):
             return Stop(self._gave_up())
         if state is State.DOWN or state is State.PAUSED:
-            return Wait(self._earliest(self.circuit.until, self.circuit.deadline))
+            deadline = None if self._patient(state) else self.circuit.deadline
+            return Wait(self._earliest(self.circuit.until, deadline))
         if state is State.PROBING:
             if self.circuit.asked:
                 return Wait(None)
@@ -137,17 +144,17 @@ class Dispatcher:
             self._ready.append(heapq.heappop(self._delayed)[2])
         room = self.limit - self.in_flight
         if state is State.TRIAL:
-            if room <= 0 or not self._ready or self.circuit.asked:
-                return Wait(self.circuit.until)
+            room = 0 if self.circuit.asked else min(room, 1)
+        if room > 0 and (tickets := self._take(room, trial=state is State.TRIAL)):
             self.circuit.asked = True
-            room = 1
-        if room > 0 and self._ready:
-            return Send(self._take(min(room, len(self._ready))))
+            return Send(tickets)
+        if state is State.TRIAL:
+            return Wait(self.circuit.until)
         return Wait(self._delayed[0][0] if self._delayed else None)
 
-    def answered(self, now: float) -> None:
+    def answered(self, ticket: Ticket, now: float) -> None:
         """A row has a usable answer."""
-        self.in_flight -= 1
+        self._landed(ticket)
         self._works(now)
 
     def failed(self, ticket: Ticket, failure: Failure, now: float) -> RowError | None:
@@ -156,7 +163,7 @@ class Dispatcher:
         Returns:
             The row's error where the row ends here; None where it goes again or the run stops.
         """
-        self.in_flight -= 1
+        self._landed(ticket)
         match failure.reaction:
             case Reaction.DEAD_LETTER:
                 self._works(now)
@@ -164,15 +171,19 @@ class Dispatcher:
             case Reaction.RETRY:
                 return self._spend(ticket, failure, now)
             case Reaction.RETRY_NOW:
-                self._again(ticket, failure, now)
+                return self._again(ticket, failure, now)
             case Reaction.BACK_OFF:
                 self.circuit.failed(failure, now)
                 self._ready.appendleft(ticket)
             case Reaction.HOLD:
+                trial = self.circuit.state is State.TRIAL
                 self.circuit.failed(failure, now)
                 if failure.kind in SUSPECT:
                     return self._suspect(ticket, failure)
-                self._ready.appendleft(ticket)
+                if trial:  # another row makes the next one, should it be this one's fault
+                    self._ready.append(ticket)
+                else:
+                    self._ready.appendleft(ticket)
             case Reaction.STOP:
                 self._ready.appendleft(ticket)
                 self._refuse(failure)
@@ -189,26 +200,36 @@ class Dispatcher:
         if self._stop is None:
             self._stop = error
 
-    def _take(self, amount: int) -> list[Ticket]:
-        tickets = [self._ready.popleft() for _ in range(amount)]
+    def _take(self, amount: int, *, trial: bool) -> list[Ticket]:
+        """Up to `amount` tickets, at most one suspect among them; a suspect makes the trial only if nobody else can."""
+        tickets: list[Ticket] = []
+        if self._suspects and self._alone is None and not (trial and self._ready):
+            self._alone = self._suspects.popleft()
+            tickets.append(self._alone)
+        while self._ready and len(tickets) < amount:
+            tickets.append(self._ready.popleft())
         for ticket in tickets:
             ticket.sends += 1
-        self.in_flight += amount
+        self.in_flight += len(tickets)
         return tickets
 
+    def _landed(self, ticket: Ticket) -> None:
+        self.in_flight -= 1
+        if ticket is self._alone:
+            self._alone = None
+
     def _works(self, now: float) -> None:
-        self._rows_failing = 0
+        self._failing.clear()
         self.circuit.answered(now)
 
-    def _impatient(self, state: State, now: float) -> bool:
-        if state is State.PAUSED and self.in_flight > 0:
-            return False  # the capacity that is missing is what our own requests hold
-        return state is not State.UP and self.circuit.impatient(now)
+    def _patient(self, state: State) -> bool:
+        if state is State.PAUSED:
+            return self.in_flight > 0  # the capacity that is missing is what our own requests hold
+        return state in (State.UP, State.TRIAL)  # an endpoint that is back gets its trial, however late
 
     def _spend(self, ticket: Ticket, failure: Failure, now: float) -> RowError | None:
-        if ticket.spent == 0:
-            self._rows_failing += 1
-        if self._rows_failing >= SICK_ROWS:
+        self._failing.add(ticket.request.index)
+        if len(self._failing) >= SICK_ROWS:
             self.circuit.lost(failure, now)
             return self._suspect(ticket, failure)
         ticket.spent += 1
@@ -219,12 +240,14 @@ class Dispatcher:
         heapq.heappush(self._delayed, (due, next(self._order), ticket))
         return None
 
-    def _again(self, ticket: Ticket, failure: Failure, now: float) -> None:
+    def _again(self, ticket: Ticket, failure: Failure, now: float) -> RowError | None:
         ticket.immediate += 1
         if ticket.immediate > MAX_IMMEDIATE:
             ticket.immediate = 0
             self.circuit.lost(failure, now)
+            return self._suspect(ticket, failure)  # or a row that a proxy hangs up on would go round for ever
         self._ready.appendleft(ticket)
+        return None
 
     def _suspect(self, ticket: Ticket, failure: Failure) -> RowError | None:
         ticket.suspicions += 1
@@ -235,7 +258,10 @@ class Dispatcher:
                 f"the last: {failure.message}",
                 failure.http_status,
             )
-        self._ready.append(ticket)  # at the back: another row makes the trial
+        if failure.kind in SUSPECT and ticket.suspicions >= ALONE_FROM:
+            self._suspects.append(ticket)
+        else:
+            self._ready.append(ticket)  # at the back: another row makes the trial
         return None
 
     def _refuse(self, failure: Failure) -> None:
