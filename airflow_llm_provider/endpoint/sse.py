@@ -53,7 +53,7 @@ def _join(events: Iterator[bytes]) -> dict[str, Any] | None:
 def _events(body: bytes) -> Iterator[bytes]:
     """The data of each event. Lines end with LF, CRLF or CR; an event's lines are joined by LF."""
     lines: list[bytes] = []
-    for line in body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
+    for line in body.splitlines():
         if line.startswith(b"data:"):
             lines.append(line[5:].removeprefix(b" "))
         elif not line and lines:

@@ -175,6 +175,22 @@ async def test_a_full_queue_is_busy_and_slots_are_given_back() -> None:
     assert stub.peak_in_flight == 3
 
 
+async def test_a_cancelled_wait_leaves_its_place_in_the_queue() -> None:
+    with StubVLLM(slots=1, max_queued=1, delay_s=600.0) as stub:
+        async with EndpointClient(EndpointSettings(base_urls=(stub.url,)), base_url=stub.url) as client:
+            tasks = []
+            for number in (1, 2):
+                tasks.append(asyncio.create_task(client.send(CHAT, chat(), request_id="r")))
+                await until(lambda number=number: stub.in_flight == number)
+            tasks[1].cancel()
+            await until(lambda: stub.in_flight == 1)
+            tasks[1] = asyncio.create_task(client.send(CHAT, chat(), request_id="r"))
+            await until(lambda: stub.in_flight == 2 or tasks[1].done())
+            assert not tasks[1].done()
+            for task in tasks:
+                task.cancel()
+
+
 async def test_those_who_wait_get_their_turn() -> None:
     with StubVLLM(slots=2, delay_s=0.01) as stub:
         async with EndpointClient(EndpointSettings(base_urls=(stub.url,)), base_url=stub.url) as client:

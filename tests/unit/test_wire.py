@@ -275,6 +275,11 @@ def test_the_routes_answers_are_not_mistaken_for_each_other() -> None:
     assert failure.kind is FailureKind.GARBLED
 
 
+def test_counts_that_are_no_numbers_are_none() -> None:
+    usage = {"prompt_tokens": "13", "completion_tokens": None, "prompt_tokens_details": {"cached_tokens": 1.5}}
+    assert answer(chat({"content": "x"}) | {"usage": usage}) == Completion("x", "stop", Usage())
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
 def test_reasoning_text(name: str) -> None:
     completion = answer(chat({"content": None, name: "hm"}, "length"))
