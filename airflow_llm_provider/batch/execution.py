@@ -13,12 +13,14 @@ from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.batch.preflight import identify
 from airflow_llm_provider.batch.prepare import Preparer
 from airflow_llm_provider.batch.runner import check_swap
 from airflow_llm_provider.batch.work import work_off
-from airflow_llm_provider.core.identity import differences, fingerprint
+from airflow_llm_provider.core.identity import canonical, differences, fingerprint
 from airflow_llm_provider.core.ledger import Ledger
 from airflow_llm_provider.core.prompt import RequestTemplate
 from airflow_llm_provider.core.request import BadRow
@@ -110,7 +112,7 @@ class _JobRun:
         """Everything that shapes an answer and is known before the endpoint is asked; no URLs, keys or headers."""
         requests = self._job.requests
         template = RequestTemplate(requests, model=self._job.model or "")
-        return {
+        shaping = {
             "model": self._job.model,
             "endpoint": requests.endpoint,
             "prompt": requests.prompt,
@@ -120,6 +122,8 @@ class _JobRun:
             "context": template.used_context(),
             "source": self._job.source.spec(),
         }
+        normal: dict[str, Any] = orjson.loads(canonical(shaping))  # as run.json will give it back: no tuples
+        return normal
 
     def _check_unchanged(self, document: RunDocument) -> None:
         """Whether the run that lies there can be gone on with.
@@ -256,8 +260,8 @@ class _JobRun:
         """Assemble the dead letters and write the manifest: the run is finished when it lies there."""
         errored = ledger.totals.errored
         if errored:
-            listing = self._store.list(layout.DEAD)
-            self._store.write_from(layout.DEAD_LETTER, parts.dead_letters(listing))
+            self._store.write_from(layout.DEAD_LETTER, parts.dead_letters(ledger.committed))
+        parts.remove_foreign()
         now = utc_now()
         age = now - datetime.fromisoformat(document.created_at)
         built = manifest.build(

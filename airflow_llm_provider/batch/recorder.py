@@ -41,6 +41,7 @@ class Recorder:
         self._flush_interval_s = flush_interval_s
         self._due = asyncio.Event()
         self._closed = False
+        self.last_error = ""
         self.committed = asyncio.Event()
         """Set at every commit; the feeder waits on it for room."""
 
@@ -51,6 +52,7 @@ class Recorder:
 
     def errored(self, row: RowRequest | BadRow, error: RowError, attempts: int) -> None:
         """A row will not succeed by trying again."""
+        self.last_error = error.message
         outcome = Outcome(row.index, row.custom_id, Status.ERRORED, attempts, error=error)
         settled = encode_outcome(outcome)
         settled.dead_letter = encode_dead_letter(outcome, row)

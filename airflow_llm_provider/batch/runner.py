@@ -166,8 +166,8 @@ class Runner:
             self._dispatcher.stop(
                 TooManyErrorsError(
                     f"Stopped early: {totals.errored:,} of the first {totals.done:,} rows errored, more than "
-                    f"max_error_rate={self._tolerance.max_error_rate:g} bears; the last: {self._recorder.last_error}. Mend the cause "
-                    "and set rerun=True or on_stale='restart', or raise max_error_rate to go on from here"
+                    f"max_error_rate={self._tolerance.max_error_rate:g} bears; the last: {self._recorder.last_error}. "
+                    "Raise max_error_rate to go on from here, or mend the cause and begin anew with on_stale='restart'"
                 )
             )
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from airflow_llm_provider.core.identity import canonical
 from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ Endpoint = Literal["chat", "completions"]
 
 PATHS: Mapping[Endpoint, str] = MappingProxyType({"chat": "/v1/chat/completions", "completions": "/v1/completions"})
 """Routes below a server's root that a row may ask for."""
+
+_GLOBALS = frozenset({"dict", "namespace", "range"})
+"""Jinja's own functions that prompts may use; the sandbox bounds `range`."""
 
 _RESERVED = frozenset({"model", "messages", "prompt"})
 
@@ -87,6 +91,10 @@ class RequestSpec:
                 f"{', '.join([*named, *self.parameters])}: without prompt or messages, rows are OpenAI batch lines and "
                 "are sent as they are, so this would have no effect. Set a prompt, or put it into the rows' bodies"
             )
+        try:
+            canonical(self.parameters)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"extra_body or a parameter holds what JSON cannot say: {error}") from error
         if reserved := _RESERVED & self.parameters.keys():
             raise ConfigurationError(f"extra_body may not hold {', '.join(sorted(reserved))}: the operator sets it")
 
@@ -111,7 +119,7 @@ class RequestTemplate:
         self._spec = spec
         self._model = model
         self._environment = _Environment(undefined=StrictUndefined, finalize=_refuse_null, autoescape=False)
-        self._environment.globals.clear()
+        self._environment.globals = {name: self._environment.globals[name] for name in _GLOBALS}
         self._names: set[str] = set()
         self._system = self._compile("system_prompt", spec.system_prompt)
         self._prompt = self._compile("prompt", spec.prompt)
@@ -173,6 +181,7 @@ class RequestTemplate:
         except TemplateSyntaxError as error:
             raise ConfigurationError(f"{name} is no valid template: {error.message} (line {error.lineno})") from error
         names = meta.find_undeclared_variables(tree)
+        names -= _GLOBALS
         if unknown := names - {"row"} - self._spec.context.keys():
             known = ", ".join(["row", *sorted(self._spec.context)])
             raise ConfigurationError(

@@ -5,6 +5,7 @@ Owns the list. Does not render.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def prompt_context(context: Context) -> dict[str, Any]:
     """The values of this run; a date that the run does not have is left out, so that using it is an error."""
     ti, dag_run = context["ti"], context["dag_run"]
     values: dict[str, Any] = {
-        "params": dict(context["params"]),
+        "params": json.loads(json.dumps(dict(context["params"]), default=str)),
         "run_id": ti.run_id,
         "dag_id": ti.dag_id,
         "task_id": ti.task_id,

@@ -1,7 +1,28 @@
-"""Fixtures of the system tests: each is a real Airflow with a scheduler of its own."""
+"""What the system tests share: the checkout on the path, so that `tools` is found, and Airflows to test on."""
 
 from __future__ import annotations
 
-from llm_fixtures import llm_airflow, llm_stub, llm_work
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from llm_fixtures import llm_airflow, llm_stub, llm_work  # noqa: E402 - after the path
+
+from tools.local_airflow import LocalAirflow  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["llm_airflow", "llm_stub", "llm_work"]
+
+
+@pytest.fixture(scope="module")
+def trivial_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+    """An Airflow that knows the DAGs of `dags_trivial`; a module that uses it pays 20 s to start and stop it."""
+    with LocalAirflow(tmp_path_factory.mktemp("airflow"), Path(__file__).parent / "dags_trivial") as airflow:
+        yield airflow

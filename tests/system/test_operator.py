@@ -15,13 +15,26 @@ import pytest
 def run(airflow, dag_id: str, expected: str, *, conf: dict | None = None) -> str:
     airflow.rest.wait_for_dag(dag_id)
     run_id = airflow.rest.trigger(dag_id, conf=conf)
-    assert airflow.rest.wait_for_run(dag_id, run_id) == expected
+    ended(airflow, dag_id, run_id, expected)
     return run_id
 
 
-def log_of(airflow, dag_id: str, run_id: str, task_id: str, *, try_number: int = 1) -> str:
+def ended(airflow, dag_id: str, run_id: str, expected: str) -> None:
+    """Wait for the run's end; where it is another than expected, show the logs that say why."""
+    state = airflow.rest.wait_for_run(dag_id, run_id)
+    if state != expected:
+        logs = "\n".join(
+            f"--- {each.task_id} [{each.map_index}] {each.state}, try {each.try_number}\n"
+            + log_of(airflow, dag_id, run_id, each.task_id, try_number=each.try_number, map_index=each.map_index)
+            for each in airflow.rest.tasks(dag_id, run_id)
+            if each.try_number
+        )
+        pytest.fail(f"{dag_id} {run_id} is {state}, not {expected}:\n{logs}")
+
+
+def log_of(airflow, dag_id: str, run_id: str, task_id: str, *, try_number: int = 1, map_index: int = -1) -> str:
     """Everything the log says, the details of an error included."""
-    events = airflow.rest.task_log(dag_id, run_id, task_id, try_number=try_number)
+    events = airflow.rest.task_log(dag_id, run_id, task_id, try_number=try_number, map_index=map_index)
     return "\n".join(json.dumps(event, ensure_ascii=False).replace('\\"', '"').replace("\\n", "\n") for event in events)
 
 
@@ -109,11 +122,11 @@ def test_a_prompt_changed_after_the_run_is_refused_and_named(llm_airflow, llm_wo
     run_id = run(llm_airflow, "changing", "success")
     sent = len(llm_stub.requested())
     clear(llm_airflow, "changing", run_id)
-    assert llm_airflow.rest.wait_for_run("changing", run_id) == "success"
+    ended(llm_airflow, "changing", run_id, "success")
     assert len(llm_stub.requested()) == sent, "a finished, unchanged run sends nothing"
     prompt.write_text("Two {{ row.text }}")
     clear(llm_airflow, "changing", run_id)
-    assert llm_airflow.rest.wait_for_run("changing", run_id) == "failed"
+    ended(llm_airflow, "changing", run_id, "failed")
     task = llm_airflow.rest.task("changing", run_id, "batch")
     log = log_of(llm_airflow, "changing", run_id, "batch", try_number=task.try_number)
     assert "prompt was 'One {{ row.text }}' and is 'Two {{ row.text }}' now" in log
@@ -160,9 +173,9 @@ def test_a_stopped_task_journals_what_it_has_before_it_dies(llm_airflow, llm_stu
     assert kept > 0
     llm_stub.state(delay_s=0.0)
     if stop is mark_failed:
-        assert llm_airflow.rest.wait_for_run("killed", run_id) == "failed"
+        ended(llm_airflow, "killed", run_id, "failed")
         clear(llm_airflow, "killed", run_id)
-    assert llm_airflow.rest.wait_for_run("killed", run_id) == "success"
+    ended(llm_airflow, "killed", run_id, "success")
     landed = [
         json.loads(line)["index"] for part in sorted(results.glob("part-*")) for line in part.read_text().splitlines()
     ]
