@@ -88,10 +88,19 @@ class Parts:
                 committed[number] = summary
         return committed
 
-    def dead_letters(self, listing: Mapping[str, int]) -> Iterator[bytes]:
-        """All chunks' dead letters, in input order."""
-        names = [name for name in listing if name.startswith(f"{layout.DEAD}/")]
+    def dead_letters(self, committed: Mapping[int, ChunkSummary]) -> Iterator[bytes]:
+        """All chunks' dead letters, in input order.
+
+        Only of chunks with errored rows: a try killed between dead letters and part leaves letters behind that the
+        next try, in which the rows succeed, does not overwrite.
+        """
+        names = [layout.dead(number) for number, summary in sorted(committed.items()) if summary.errored]
         return (data for _, data in read_all(self._store, names))
+
+    def remove_foreign(self) -> None:
+        """Remove parts of other answers, which a try of an earlier generation may have written late."""
+        parsed = {name: layout.parse_part(name) for name in self._store.list("")}
+        self._store.delete(name for name, part in parsed.items() if part and part[1] != self._fingerprint)
 
     def _records(self, listing: Mapping[str, int]) -> Iterator[tuple[int, ChunkSummary]]:
         names = [name for name in listing if name.startswith(f"{layout.COMMITS}/")]
