@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 import orjson
-from airflow.sdk import ObjectStoragePath
 
 from airflow_llm_provider.core.chunks import Chunk, ChunkPlan
 from airflow_llm_provider.core.request import Position
-from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError, SourceError
+from airflow_llm_provider.exceptions import LLMBatchError, SourceError
 from airflow_llm_provider.storage.duplicates import DuplicateFinder
 from airflow_llm_provider.storage.source import Scan, SourceRow, duplicate_id
-from airflow_llm_provider.storage.store import storage_error
+from airflow_llm_provider.storage.store import open_path, storage_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,15 +54,9 @@ class JsonlSource:
         self._file_systems: list[Any] = []
         self._paths: list[str] = []
         for pattern in patterns:
-            try:
-                path = ObjectStoragePath(pattern)
-                self._file_systems.append(path.fs)
-            except (ValueError, ImportError) as error:
-                raise ConfigurationError(
-                    f"source: no file system serves {pattern!r}: {error}. Install the provider that does, "
-                    "e.g. airflow-llm-provider[s3] for s3://"
-                ) from error
-            self._paths.append(str(path.path))
+            fs, path = open_path(pattern, what="source")
+            self._file_systems.append(fs)
+            self._paths.append(path)
 
     def spec(self) -> object:
         """The patterns, as the DAG rendered them."""
@@ -150,8 +143,12 @@ class JsonlSource:
             try:
                 is_glob = any(magic in path for magic in "*?[")
                 infos = fs.glob(path, detail=True) if is_glob else {path: fs.info(path)}
+                # A symbolic link in a listing is described as itself; asked for by name, as the file it leads to.
+                infos = {name: fs.info(name) if info.get("islink") else info for name, info in infos.items()}
             except FileNotFoundError:
                 infos = {}
+            except LLMBatchError:
+                raise
             except Exception as error:  # whatever the store's client raises
                 raise storage_error(f"finding {pattern}", error) from error
             matched = [

@@ -49,6 +49,40 @@ def storage_error(what: str, error: Exception) -> StorageError:
     return StorageError(f"Storage failed at: {what}: {type(error).__name__}: {error}. {advice}")
 
 
+class StrictLocalFileSystem(LocalFileSystem):  # type: ignore[misc] # fsspec ships no types
+    """Local files, where a folder that cannot be read is an error.
+
+    fsspec's `find` and `glob` take it for an empty one, so that a permission or an I/O error would look like nothing
+    there; they swallow OSErrors only.
+    """
+
+    def ls(self, path: Any, detail: bool = False, **kwargs: Any) -> Any:  # noqa: FBT001, FBT002 - fsspec's signature
+        """See fsspec."""
+        try:
+            return super().ls(path, detail=detail, **kwargs)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise storage_error(f"list {path}", error) from error
+
+
+def open_path(uri: str, *, what: str) -> tuple[Any, str]:
+    """The file system that serves `uri`, and the path on it.
+
+    Raises:
+        ConfigurationError: when none does; `what` says whose URI it is.
+    """
+    try:
+        path = ObjectStoragePath(uri)
+        fs: Any = path.fs
+    except (ValueError, ImportError) as error:
+        raise ConfigurationError(
+            f"{what}: no file system serves {uri!r}: {error}. Install the provider that does, "
+            "e.g. airflow-llm-provider[s3] for s3://"
+        ) from error
+    return StrictLocalFileSystem() if isinstance(fs, LocalFileSystem) else fs, str(path.path)
+
+
 class RunStore:
     """The objects below one run's path. All names are relative to it. Methods block: call them from threads.
 
@@ -61,15 +95,8 @@ class RunStore:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
-        try:
-            path = ObjectStoragePath(self.uri)
-            self._fs: Any = path.fs
-        except (ValueError, ImportError) as error:
-            raise ConfigurationError(
-                f"No file system serves {self.uri!r}: {error}. Install the provider that does, "
-                "e.g. airflow-llm-provider[s3] for s3://"
-            ) from error
-        self._root = str(path.path).rstrip("/")
+        self._fs, path = open_path(self.uri, what="result_path")
+        self._root = path.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
 
     def read(self, name: str) -> bytes | None:
