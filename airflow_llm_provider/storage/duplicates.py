@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
@@ -45,13 +45,15 @@ class DuplicateFinder:
         """
         digest = hashlib.blake2b(label.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if self._partitions:
-            self._spill(digest, index)
+            with _local_disk():
+                self._spill(digest, index)
             return None
         earlier = self._seen.setdefault(digest, index)
         if earlier != index:
             return earlier, index
         if len(self._seen) >= IN_MEMORY_ROWS:
-            self._open_partitions()
+            with _local_disk():
+                self._open_partitions()
         return None
 
     def finish(self) -> tuple[int, int] | None:
@@ -60,7 +62,8 @@ class DuplicateFinder:
         Raises:
             StorageError: when a partition could not be read.
         """
-        return min(self._repetitions(), key=lambda pair: pair[1], default=None)
+        with _local_disk():
+            return min(self._repetitions(), key=lambda pair: pair[1], default=None)
 
     def _repetitions(self) -> Iterator[tuple[int, int]]:
         for partition in self._partitions:
@@ -82,7 +85,12 @@ class DuplicateFinder:
         self._seen.clear()
 
     def _spill(self, digest: bytes, index: int) -> None:
-        try:
-            self._partitions[digest[0]].write(_RECORD.pack(digest, index))
-        except OSError as error:
-            raise storage_error("looking for duplicate ids in the local temporary folder", error) from error
+        self._partitions[digest[0]].write(_RECORD.pack(digest, index))
+
+
+@contextmanager
+def _local_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise storage_error("looking for duplicate ids in the local temporary folder", error) from error
