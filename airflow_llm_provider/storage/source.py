@@ -89,13 +89,13 @@ class ListSource:
     """
 
     def __init__(self, items: Sequence[Mapping[str, Any]]) -> None:
-        for number, item in enumerate(items):
+        self._items = list(items)  # once: outputs of mapped tasks ask Airflow anew for each item
+        for number, item in enumerate(self._items):
             if not isinstance(item, dict):
                 raise ConfigurationError(
                     f"source: item {number} is a {type(item).__name__}, not an object; "
                     "give rows such as {'text': '…'}, or paths as strings"
                 )
-        self._items = items
         self._sha256: str | None = None
 
     def spec(self) -> object:
