@@ -33,7 +33,7 @@ def result_uri(result_path: str | None, *, base: str, identity: RunIdentity) -> 
         raise ConfigurationError(
             f"result_path is empty after rendering ({result_path!r}). Name a folder, or leave it out"
         )
-    if ".." in urlsplit(path).path.replace("\\", "/").split("/"):
+    if ".." in path.replace("\\", "/").split("/"):
         raise ConfigurationError(f"result_path {path!r} holds '..', which could leave its base. Name the folder itself")
     if "://" in path or path.startswith("/"):
         return _with_scheme(path)
