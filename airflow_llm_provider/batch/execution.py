@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -214,8 +214,9 @@ class _JobRun:
     def _check_sample(self, scan: Scan, model: str) -> None:
         """Refuse to begin where none of the first rows can become a request: then it is the DAG that is wrong."""
         preparer = Preparer(RequestTemplate(self._job.requests, model=model))
-        rows = islice(self._job.source.rows(scan.snapshot, scan.plan.chunk(0)), SAMPLE_ROWS)
-        prepared = [preparer.prepare(row) for row in rows]
+        chunks = (scan.plan.chunk(number) for number in range(len(scan.plan)))
+        rows = chain.from_iterable(self._job.source.rows(scan.snapshot, chunk) for chunk in chunks)
+        prepared = [preparer.prepare(row) for row in islice(rows, SAMPLE_ROWS)]
         bad = [row for row in prepared if isinstance(row, BadRow)]
         if len(bad) == len(prepared):
             raise ConfigurationError(

@@ -115,7 +115,7 @@ class Feeder:
 
     async def _room_for(self, chunk: Chunk) -> None:
         """Wait for a commit while too many chunks are open: a row in its back-off must not let memory grow."""
-        most_rows = 4 * chunk.rows + 4 * self._dispatcher.limit
+        most_rows = 4 * self._ledger.plan.chunk_rows + 4 * self._dispatcher.limit
         while self._ledger.open and self._ledger.open_rows + chunk.rows > most_rows:
             self._recorder.committed.clear()
             await self._recorder.committed.wait()
