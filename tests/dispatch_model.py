@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from airflow_llm_provider.core.circuit import Circuit
 from airflow_llm_provider.core.dispatch import Dispatcher, Probe, Send, Stop, Ticket, Wait
 from airflow_llm_provider.core.request import Position, RowRequest
-from airflow_llm_provider.core.retry import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from airflow_llm_provider.core.request import RowError
+    from airflow_llm_provider.core.retry import Failure
     from airflow_llm_provider.exceptions import LLMBatchError
 
     Answer = tuple[float, Failure | None]

@@ -30,7 +30,7 @@ LIFE = {
 AFTER = {(state, event): LIFE[state].get(event, state) for state, event in itertools.product(State, Event)}
 
 
-def circuit(*, wait_s: Callable[[int], float] = lambda look: float(look), patience_s: float = 100.0) -> Circuit:
+def circuit(*, wait_s: Callable[[int], float] = float, patience_s: float = 100.0) -> Circuit:
     return Circuit(wait_s=wait_s, patience_s=patience_s)
 
 
