@@ -167,7 +167,8 @@ class Runner:
                 TooManyErrorsError(
                     f"Stopped early: {totals.errored:,} of the first {totals.done:,} rows errored, more than "
                     f"max_error_rate={self._tolerance.max_error_rate:g} bears; the last: {self._recorder.last_error}. "
-                    "Raise max_error_rate to go on from here, or mend the cause and begin anew with on_stale='restart'"
+                    "Raise max_error_rate and clear the task to go on from here; to begin anew once the cause is "
+                    "mended, remove the run's folder and clear the task with rerun=True"
                 )
             )
 
