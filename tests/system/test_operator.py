@@ -181,3 +181,19 @@ def test_a_stopped_task_journals_what_it_has_before_it_dies(llm_airflow, llm_stu
     ]
     assert landed == list(range(2000))
     assert len(llm_stub.requested()) - begun <= 2000 + 16 + 16
+
+
+def test_an_execution_timeout_keeps_what_it_has(llm_airflow, llm_stub, tmp_path: Path) -> None:
+    llm_stub.state(delay_s=0.2)
+    source, results = tmp_path / "rows.jsonl", tmp_path / "results"
+    source.write_text("".join(f'{{"text": "row {n}"}}\n' for n in range(900)))  # 900 / (16 / 0.2 s) = 11 s at best
+    llm_airflow.rest.wait_for_dag("timed")
+    begun = len(llm_stub.requested())
+    run_id = llm_airflow.rest.trigger("timed", conf={"source": str(source), "result_path": str(results)})
+    ended(llm_airflow, "timed", run_id, "success")
+    llm_stub.state(delay_s=0.0)
+    tries = llm_airflow.rest.task("timed", run_id, "batch").try_number
+    assert tries >= 2
+    landed = [json.loads(line)["index"] for part in results.glob("part-*") for line in part.read_text().splitlines()]
+    assert landed == list(range(900))
+    assert len(llm_stub.requested()) - begun <= 900 + (tries - 1) * 2 * 16, "each time-out costs what was in flight"

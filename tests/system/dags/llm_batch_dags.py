@@ -27,6 +27,20 @@ with DAG(
         max_in_flight=16,
     )
 
+with DAG(
+    dag_id="timed", schedule=None, params={"source": Param("", type="string"), "result_path": Param("", type="string")}
+):
+    LLMBatchOperator(
+        task_id="batch",
+        source="{{ params.source }}",
+        prompt="Say {{ row.text }}",
+        result_path="{{ params.result_path }}",
+        max_in_flight=16,
+        execution_timeout=timedelta(seconds=8),
+        retries=20,
+        retry_delay=timedelta(seconds=0.1),
+    )
+
 with DAG(dag_id="values", schedule=None):
 
     @task
