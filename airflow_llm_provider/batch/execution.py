@@ -240,7 +240,7 @@ class _JobRun:
         parts = Parts(self._store, document.fingerprint, self._try_token)
         ledger = Ledger(document.plan, parts.load(document.plan, listing))
         found = (name for name in listing if name.startswith(f"{layout.JOURNAL}/"))
-        journal = Journal(self._store, self._try_token, found)
+        journal = Journal(self._store, document.fingerprint, self._try_token, found)
         if ledger.totals.done:
             log.info("Resuming: %s of %s rows lie in parts", f"{ledger.totals.done:,}", f"{document.plan.total_rows:,}")
         if not ledger.finished:

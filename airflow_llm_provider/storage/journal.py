@@ -26,18 +26,20 @@ class Journal:
 
     Args:
         store: the run's storage.
+        fingerprint: the run's: journals of other answers are not looked at.
         try_token: this try's own token: two tries never write the same object.
         found: journal objects of earlier tries, as listed when the run was opened.
     """
 
-    def __init__(self, store: RunStore, try_token: str, found: Iterable[str]) -> None:
+    def __init__(self, store: RunStore, fingerprint: str, try_token: str, found: Iterable[str]) -> None:
         self._store = store
+        self._fingerprint = fingerprint
         self._try_token = try_token
         self._sequence = 0
         self._objects: dict[int, list[str]] = {}
         for name in found:
-            folder = name.removeprefix(f"{layout.JOURNAL}/").split("/", 1)[0]
-            if folder.isdecimal():
+            folder, _, flush = name.removeprefix(f"{layout.JOURNAL}/").partition("/")
+            if folder.isdecimal() and flush.startswith(f"{fingerprint}-"):
                 self._objects.setdefault(int(folder), []).append(name)
 
     def load(self, chunk: int) -> dict[int, SettledLine]:
@@ -52,7 +54,7 @@ class Journal:
 
     def write(self, chunk: int, settled: list[SettledLine]) -> None:
         """Make `settled` rows of `chunk` survive this process."""
-        name = layout.journal(chunk, self._try_token, self._sequence)
+        name = layout.journal(chunk, self._fingerprint, self._try_token, self._sequence)
         self._sequence += 1
         # Not fsynced: a kill loses nothing, and a power loss costs at most the rows of the last moments again.
         self._store.write(name, lines.encode_journal(settled), durable=False)

@@ -7,13 +7,14 @@
     manifest.json                     the run's summary, written last
     _run/run.json                     identity, fingerprint, source snapshot, chunk plan; before the first request
     _run/progress.json                overwritten every few seconds
-    _run/journal/00042/<try>-00007.jsonl   settled rows of chunk 42, one object per flush
-    _run/commits/<try>-00007.jsonl    summaries of committed chunks, so that a resume need not read their parts
-    _run/dead/00042.jsonl             dead letters of chunk 42, until the run's end assembles them
+    _run/journal/00042/<fingerprint>-<try>-00007.jsonl   settled rows of chunk 42, one object per flush
+    _run/commits/<fingerprint>-<try>-00007.jsonl   summaries of committed chunks: a resume need not read their parts
+    _run/dead/00042-<fingerprint>.jsonl   dead letters of chunk 42, until the run's end assembles them
     _run/tmp/                         files being written, where the storage is a file system
 
 Owns the names. `docs/run-format.md` describes the contents. `<try>` is a token that each try makes for itself, so that
-two tries never write the same journal object.
+two tries never write the same journal object; `<fingerprint>`, so that what a try of an earlier generation writes late
+is never taken for this one's.
 """
 
 from __future__ import annotations
@@ -49,16 +50,16 @@ def journal_folder(chunk: int) -> str:
     return f"{JOURNAL}/{chunk:05}"
 
 
-def journal(chunk: int, try_token: str, sequence: int) -> str:
+def journal(chunk: int, fingerprint: str, try_token: str, sequence: int) -> str:
     """One flush of one chunk."""
-    return f"{journal_folder(chunk)}/{try_token}-{sequence:05}.jsonl"
+    return f"{journal_folder(chunk)}/{fingerprint}-{try_token}-{sequence:05}.jsonl"
 
 
-def commits(try_token: str, sequence: int) -> str:
+def commits(fingerprint: str, try_token: str, sequence: int) -> str:
     """One batch of commit records."""
-    return f"{COMMITS}/{try_token}-{sequence:05}.jsonl"
+    return f"{COMMITS}/{fingerprint}-{try_token}-{sequence:05}.jsonl"
 
 
-def dead(chunk: int) -> str:
+def dead(chunk: int, fingerprint: str) -> str:
     """The dead letters of one chunk."""
-    return f"{DEAD}/{chunk:05}.jsonl"
+    return f"{DEAD}/{chunk:05}-{fingerprint}.jsonl"

@@ -52,7 +52,7 @@ class Parts:
         settled = [opened.settled[index] for index in sorted(opened.settled)]
         letters = [row.dead_letter for row in settled if row.dead_letter is not None]
         if letters:
-            self._store.write(layout.dead(number), b"".join(letters))
+            self._store.write(layout.dead(number, self._fingerprint), b"".join(letters))
         data = b"".join(row.line for row in settled)
         self._store.write(layout.part(number, self._fingerprint), data)
         summary = _summary(number, data, [(row.status, row.usage) for row in settled])
@@ -63,7 +63,7 @@ class Parts:
         """Write down the commits since the last call. A lost record costs a resume the reading of those parts."""
         if not self._unrecorded:
             return
-        name = layout.commits(self._try_token, self._sequence)
+        name = layout.commits(self._fingerprint, self._try_token, self._sequence)
         self._sequence += 1
         pieces = [orjson.dumps(summary.as_dict(), option=orjson.OPT_APPEND_NEWLINE) for summary in self._unrecorded]
         self._store.write(name, b"".join(pieces), durable=False)
@@ -94,7 +94,9 @@ class Parts:
         Only of chunks with errored rows: a try killed between dead letters and part leaves letters behind that the
         next try, in which the rows succeed, does not overwrite.
         """
-        names = [layout.dead(number) for number, summary in sorted(committed.items()) if summary.errored]
+        names = [
+            layout.dead(number, self._fingerprint) for number, summary in sorted(committed.items()) if summary.errored
+        ]
         return (data for _, data in read_all(self._store, names))
 
     def remove_foreign(self) -> None:
@@ -103,7 +105,7 @@ class Parts:
         self._store.delete(name for name, part in parsed.items() if part and part[1] != self._fingerprint)
 
     def _records(self, listing: Mapping[str, int]) -> Iterator[tuple[int, ChunkSummary]]:
-        names = [name for name in listing if name.startswith(f"{layout.COMMITS}/")]
+        names = [name for name in listing if name.startswith(f"{layout.COMMITS}/{self._fingerprint}-")]
         for name, data in read_all(self._store, names):
             for line in data.splitlines():
                 try:

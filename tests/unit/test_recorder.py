@@ -52,7 +52,7 @@ def recorder_of(store: RunStore, *, rows: int, chunk_rows: int, **flush: Any) ->
         ledger.open_chunk(chunk, {})
     parts = Parts(store, FINGERPRINT, "try")
     flush = {"flush_rows": 100, "flush_interval_s": NEVER_S, **flush}
-    return Recorder(ledger, Journal(store, "try", ()), parts, **flush), ledger
+    return Recorder(ledger, Journal(store, FINGERPRINT, "try", ()), parts, **flush), ledger
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -89,7 +89,7 @@ async def test_a_row_that_settles_while_its_chunk_is_being_journalled_is_journal
     await asyncio.wait_for(running, 30)
     assert ledger.unjournalled_rows == 0
     names = await asyncio.to_thread(store.list, "_run/journal")
-    assert sorted(await asyncio.to_thread(Journal(store, "next", names).load, 0)) == [0, 1]
+    assert sorted(await asyncio.to_thread(Journal(store, FINGERPRINT, "next", names).load, 0)) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ async def test_a_complete_chunk_is_committed_at_once_and_its_journal_dropped(tmp
     await asyncio.wait_for(running, 30)
     listing = await asyncio.to_thread(store.list, "")
     assert f"part-00000-{FINGERPRINT}.jsonl" in listing
-    assert "_run/dead/00000.jsonl" in listing
+    assert f"_run/dead/00000-{FINGERPRINT}.jsonl" in listing
     assert not [name for name in listing if name.startswith("_run/journal")]
     assert (ledger.totals.succeeded, ledger.totals.errored) == (1, 1)
 
