@@ -1,0 +1,94 @@
+"""Every night at 23:00 UK time: summarise documents with the team's own model, one result line per document.
+
+The documents are the READMEs of the Python packages installed on this machine: real text, found everywhere.
+`make demo` runs this file as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from importlib.metadata import distributions
+from typing import Any
+
+from airflow.sdk import DAG, CronTriggerTimetable, ObjectStoragePath, Param, get_current_context, task
+
+from airflow_llm_provider.operators.llm_batch import LLMBatchOperator
+
+log = logging.getLogger(__name__)
+
+# [START prose]
+SHORTEST = 100  # characters; less is no document
+HEADING_LIST_OR_CODE = re.compile(r"[^A-Za-z`*]|Copyright|Licensed")
+
+
+def prose(readme: str) -> str:
+    """The paragraphs that are sentences: no badges, headings, lists or code."""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", readme)]
+    return "\n".join(
+        each
+        for each in paragraphs
+        if each.endswith((".", "!")) and each.count("http") <= 1 and not HEADING_LIST_OR_CODE.match(each)
+    )
+
+
+# [END prose]
+
+# [START dag]
+with DAG(
+    dag_id="nightly_summarisation",
+    schedule=CronTriggerTimetable("0 23 * * *", timezone="Europe/London"),
+    catchup=False,
+    max_active_runs=1,  # two nights never compete for the GPUs
+    params={
+        "base": Param(os.environ.get("DOCUMENTS_BASE", "file:///tmp/documents"), type="string"),
+        "documents": Param(24, type="integer", minimum=1),
+        "characters": Param(400, type="integer", minimum=100),
+    },
+    doc_md=__doc__,
+) as dag:
+    # [START collect]
+    @task
+    def collect_documents() -> str:
+        """Write the documents of this run as JSONL and return where they lie."""
+        context = get_current_context()
+        params = context["params"]
+        texts = {}
+        for package in distributions():
+            text = prose((package.read_text("METADATA") or "").partition("\n\n")[2])
+            if len(text) >= SHORTEST:
+                texts[package.name] = text[: params["characters"]]
+        names = sorted(texts, key=str.lower)[: params["documents"]]
+        lines = [json.dumps({"custom_id": name, "title": name, "text": texts[name]}) for name in names]
+        path = ObjectStoragePath(f"{params['base']}/{context['run_id']}/documents.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n")
+        return str(path)
+
+    # [END collect]
+
+    # [START summarise]
+    summarise = LLMBatchOperator(
+        task_id="summarise",
+        source=collect_documents(),
+        prompt="{{ row.text }}\n\nIn one sentence, what does {{ row.title }} do?",
+        temperature=0.0,
+        max_tokens=40,
+    )
+    # [END summarise]
+
+    # [START show]
+    @task
+    def show(manifest: Any) -> None:
+        """Log the first summaries; a real DAG would load them into a table."""
+        part = next(ObjectStoragePath(manifest["result_path"]).glob("part-*.jsonl"))
+        for line in part.read_text().splitlines()[:5]:
+            row = json.loads(line)
+            log.info(f"{row['custom_id']}: {row['output']}")
+        log.info(f"{manifest['counts']} in {manifest['duration_s']} s: {manifest['parts']}")
+
+    show(summarise.output)
+    # [END show]
+# [END dag]
