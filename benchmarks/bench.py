@@ -1,0 +1,76 @@
+"""What the benchmarks share: a stub server in a process of its own, input rows, and the job over them.
+
+Owns no measurement.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import orjson
+
+from airflow_llm_provider.batch.job import BatchJob
+from airflow_llm_provider.core.identity import RunIdentity
+from airflow_llm_provider.core.prompt import RequestSpec
+from airflow_llm_provider.core.tolerance import Tolerance
+from airflow_llm_provider.endpoint.settings import EndpointSettings
+from airflow_llm_provider.storage.jsonl import JsonlSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MODEL = "stub"
+PARAMETERS = {"temperature": 0.2, "max_tokens": 256}
+
+_WORDS = "Sixty words that say nothing in particular, so that the answer that echoes them has the usual size. "
+
+
+def prompt(index: int) -> str:
+    """A row's prompt. The stub echoes 200 characters of it in an answer of about 870 bytes, the size of a summary."""
+    return f"Summarise document {index}: {3 * _WORDS}"
+
+
+def write_rows(path: Path, rows: int) -> None:
+    """Write the input as JSONL: the prompt's text and a ``custom_id`` per line."""
+    with path.open("wb") as file:
+        for index in range(rows):
+            line = {"custom_id": f"doc-{index}", "text": prompt(index)}
+            file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+
+
+@contextmanager
+def stub_server(log: Path | None = None) -> Iterator[str]:
+    """The stub in another process, so that its CPU time is not ours. Yields its base URL.
+
+    Args:
+        log: a file that gets one line per request, before its answer.
+    """
+    command = [sys.executable, "-m", "airflow_llm_provider.testing", "--model", MODEL]
+    if log is not None:
+        command += ["--log", str(log)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            if server.stdout is None:
+                raise AssertionError
+            yield server.stdout.readline().strip()
+        finally:
+            server.terminate()
+
+
+def make_job(url: str, rows: Path, *, max_in_flight: int, chunk_rows: int = 1000) -> BatchJob:
+    """The job that asks the server at `url` about the rows in the file `rows`, with the operator's defaults."""
+    return BatchJob(
+        identity=RunIdentity(dag_id="benchmark", task_id="rows", run_id="once"),
+        endpoint=EndpointSettings(base_urls=(url,)),
+        requests=RequestSpec(prompt="{{ row.text }}", parameters=PARAMETERS),
+        model=None,
+        source=JsonlSource([str(rows)]),
+        chunk_rows=chunk_rows,
+        max_in_flight=max_in_flight,
+        tolerance=Tolerance(0.0),
+        epoch=1,
+    )

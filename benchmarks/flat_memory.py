@@ -1,0 +1,205 @@
+"""Promise 8, flat: memory at row 20,000 and at row 200,000, and how long a run killed at 99 % takes to resume.
+
+One run of 202,000 rows in a process of its own, the stub in another. When row 200,000 has landed, with 99 % done and no
+manifest, the run is killed with ``kill -9``; a second process goes on with it. Counted of that one: the time to its
+first new request, as seen at the stub, and to the manifest. What Python and Airflow take to import is shown apart:
+Airflow's worker has that behind it when a task begins.
+
+    python -m benchmarks.flat_memory
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from benchmarks.bench import stub_server, write_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EARLY_ROW = 20_000
+LATE_ROW = 200_000
+MAX_GROWTH_MB = 20.0
+MAX_RESUME_S = 2.0
+_POLL_S = 0.002
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flat:
+    """What was measured.
+
+    Attributes:
+        rss_mb: memory of the first try: ``imported``, ``begun``, then by rows landed.
+        rows_per_s: the first try's pace, from its begin to its end.
+        landed: rows in the parts that the first try left.
+        kept: rows in parts and journal that it left: the second try must not ask for them again.
+        imported_s: what the second process took to import everything.
+        begun_s: from there until it had found the run and asked the endpoint who it is.
+        resumed_s: from there (imported) until its first new request.
+        finished_s: from there (imported) until the manifest.
+        resent: requests the second try sent.
+        reads: what the second try read from storage, as {kind: [objects, bytes]}.
+    """
+
+    rss_mb: dict[str, float]
+    rows_per_s: float
+    landed: int
+    kept: int
+    imported_s: float
+    begun_s: float
+    resumed_s: float
+    finished_s: float
+    resent: int
+    reads: dict[str, list[int]]
+
+
+def measure(folder: Path, *, rows: int, kill_at: int, in_flight: int) -> Flat:
+    """Do both tries.
+
+    Args:
+        folder: for input and results.
+        rows: the input's rows.
+        kill_at: the first try is killed when so many rows have landed.
+        in_flight: requests in flight.
+    """
+    source, out, log = folder / "rows.jsonl", folder / "out", folder / "requests.log"
+    write_rows(source, rows)
+    first: list[dict[str, Any]] = []
+    with stub_server() as url, _try(url, source, out, in_flight) as (process, events):
+        for event in events:
+            first.append(event)
+            if event.get("rows", 0) >= kill_at:
+                process.kill()
+    if (out / "manifest.json").exists():
+        raise AssertionError("the run was killed too late: it had finished")
+    landed = _rows_in(out.glob("part-*.jsonl"))
+    kept = landed | _rows_in(out.glob("_run/journal/*/*.jsonl"))
+    with stub_server(log) as url:
+        started_s = _now_s()
+        with _try(url, source, out, in_flight) as (process, events):
+            watcher = _FirstLine(log, process)
+            second = {event["event"]: event for event in events}
+    begun_s, imported_s = first[1]["at_s"], second["imported"]["at_s"]
+    return Flat(
+        rss_mb={str(event.get("rows", event["event"])): event["rss_bytes"] / 1e6 for event in first},
+        rows_per_s=first[-1]["rows"] / (first[-1]["at_s"] - begun_s),
+        landed=len(landed),
+        kept=len(kept),
+        imported_s=imported_s - started_s,
+        begun_s=second["begun"]["at_s"] - imported_s,
+        resumed_s=watcher.seen_s() - imported_s,
+        finished_s=second["finished"]["at_s"] - imported_s,
+        resent=log.read_bytes().count(b"\n"),
+        reads=second["finished"]["reads"],
+    )
+
+
+class _FirstLine(threading.Thread):
+    """Notes when a file gets its first line, while `process` lives."""
+
+    def __init__(self, path: Path, process: subprocess.Popen[bytes]) -> None:
+        super().__init__(daemon=True)
+        self._path = path
+        self._process = process
+        self._seen_s: float | None = None
+        self.start()
+
+    def run(self) -> None:
+        while self._process.poll() is None:
+            if self._path.stat().st_size:
+                self._seen_s = _now_s()
+                return
+            time.sleep(_POLL_S)  # noqa: TID251 - a thread of the benchmark, not the package
+
+    def seen_s(self) -> float:
+        self.join()
+        if self._seen_s is None:
+            raise AssertionError("the second try sent nothing")
+        return self._seen_s
+
+
+@contextmanager
+def _try(
+    url: str, source: Path, out: Path, in_flight: int
+) -> Iterator[tuple[subprocess.Popen[bytes], Iterator[dict[str, Any]]]]:
+    command = [sys.executable, "-m", "benchmarks.flat_run", url, str(source), str(out), "--in-flight", str(in_flight)]
+    environment = {**os.environ, "AIRFLOW_HOME": str(source.parent / "airflow")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        if process.stdout is None:
+            raise AssertionError
+        try:
+            # Airflow logs to standard output as well; our lines are the JSON ones
+            yield process, (orjson.loads(line) for line in process.stdout if line.startswith(b'{"event"'))
+        finally:
+            process.kill()
+
+
+def _rows_in(files: Iterator[Path]) -> set[int]:
+    """Indices of the rows that have a whole line in one of `files`."""
+    return {
+        row["index"]
+        for file in files
+        for line in file.read_bytes().split(b"\n")[:-1]
+        if "index" in (row := orjson.loads(line))
+    }
+
+
+def _now_s() -> float:
+    return time.monotonic()  # noqa: TID251 - the clock that `flat_run` reports by
+
+
+def report(flat: Flat) -> Iterator[str]:
+    """The tables."""
+    yield "memory of the task process (RSS)"
+    shown = ("imported", "begun", 1_000, EARLY_ROW, 50_000, 100_000, 150_000, LATE_ROW)
+    for name in [str(name) for name in shown if str(name) in flat.rss_mb]:
+        title = f"row {int(name):,}" if name.isdecimal() else name
+        yield f"  {title:>11} {flat.rss_mb[name]:8.1f} MB"
+    if str(LATE_ROW) in flat.rss_mb:
+        growth_mb = flat.rss_mb[str(LATE_ROW)] - flat.rss_mb[str(EARLY_ROW)]
+        yield f"  growth from row {EARLY_ROW:,} to {LATE_ROW:,}: {growth_mb:.1f} MB{_verdict(growth_mb, MAX_GROWTH_MB)}"
+    yield f"  pace: {flat.rows_per_s:,.0f} rows/s"
+    yield ""
+    yield f"resume after kill -9 with {flat.landed:,} rows landed, {flat.kept:,} kept"
+    yield f"  Python and Airflow imported     {flat.imported_s:8.2f} s, from process start"
+    yield f"  run found, endpoint asked       {flat.begun_s:8.2f} s, from there"
+    verdict = _verdict(flat.resumed_s, MAX_RESUME_S)
+    yield f"  first new request               {flat.resumed_s:8.2f} s, from there{verdict}"
+    yield f"  manifest                        {flat.finished_s:8.2f} s, from there"
+    yield f"  first request, per finished row {1e6 * flat.resumed_s / flat.kept:8.2f} µs"
+    yield f"  requests sent                   {flat.resent:8,}"
+    for kind, (objects, size_bytes) in sorted(flat.reads.items()):
+        yield f"  read {kind:26} {objects:8,} objects, {size_bytes / 1e3:,.1f} kB"
+
+
+def _verdict(value: float, limit: float) -> str:
+    return f" (limit {limit:g}: {'met' if value < limit else 'MISSED'})"
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.flat_memory", description=__doc__)
+    parser.add_argument("--rows", type=int, default=202_000)
+    parser.add_argument("--kill-at", type=int, default=LATE_ROW, help="kill when so many rows have landed")
+    parser.add_argument("--in-flight", type=int, default=64)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="llm-bench-") as folder:
+        flat = measure(Path(folder), rows=options.rows, kill_at=options.kill_at, in_flight=options.in_flight)
+    print(orjson.dumps(asdict(flat)).decode() if options.json else "\n".join(report(flat)))
+
+
+if __name__ == "__main__":
+    main()
