@@ -105,8 +105,8 @@ def _manifest(store: RunStore, document: RunDocument) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        manifest: dict[str, Any] = orjson.loads(data)
-    except ValueError as error:
+        manifest: dict[str, Any] = dict(orjson.loads(data))
+    except (ValueError, TypeError) as error:
         raise ForeignRunError(
             f"{store.uri}/{layout.MANIFEST} is damaged ({error}). Move it away and clear the task: "
             "the run is finished from its parts, and nothing is requested again"
