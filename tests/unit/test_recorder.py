@@ -57,7 +57,7 @@ def recorder_of(store: RunStore, *, rows: int, chunk_rows: int, **flush: Any) ->
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in a thread
             await asyncio.sleep(0.001)
 
 
