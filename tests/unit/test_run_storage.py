@@ -66,16 +66,16 @@ def complete(number: int, *, errors: frozenset[int] = frozenset()) -> OpenChunk:
 # -- journal
 
 
-def journal(store: RunStore, fingerprint: str = OURS, token: str = "next") -> Journal:
-    return Journal(store, fingerprint, token, store.list(layout.JOURNAL))
+def journal(store: RunStore, fingerprint: str = OURS, of_try: str = "next") -> Journal:
+    return Journal(store, fingerprint, of_try, store.list(layout.JOURNAL))
 
 
 def test_the_next_try_finds_all_flushes_of_all_tries(store: RunStore) -> None:
-    first = journal(store, token="one")
+    first = journal(store, of_try="one")
     first.write(0, [settled(1)])
     first.write(0, [settled(0, error=True)])
     first.write(1, [settled(4)])
-    journal(store, token="two").write(0, [settled(2)])
+    journal(store, of_try="two").write(0, [settled(2)])
     found = journal(store)
     assert {index: row.status for index, row in found.load(0).items()} == {
         0: Status.ERRORED,
@@ -88,8 +88,8 @@ def test_the_next_try_finds_all_flushes_of_all_tries(store: RunStore) -> None:
 
 
 def test_dropping_a_chunk_removes_every_trys_flushes_of_it_alone(store: RunStore) -> None:
-    journal(store, token="one").write(0, [settled(0)])
-    ours = journal(store, token="two")
+    journal(store, of_try="one").write(0, [settled(0)])
+    ours = journal(store, of_try="two")
     ours.write(0, [settled(1)])
     ours.write(1, [settled(3)])
     ours.drop(0)
@@ -103,7 +103,7 @@ def test_a_journal_of_other_answers_is_not_ours(store: RunStore) -> None:
 
 
 def test_a_torn_flush_costs_its_last_row_and_is_told(store: RunStore, caplog: pytest.LogCaptureFixture) -> None:
-    journal(store, token="one").write(0, [settled(0), settled(1)])
+    journal(store, of_try="one").write(0, [settled(0), settled(1)])
     name = next(iter(store.list(layout.JOURNAL)))
     store.write(name, (store.read(name) or b"")[:-5])
     assert list(journal(store).load(0)) == [0]
@@ -111,7 +111,7 @@ def test_a_torn_flush_costs_its_last_row_and_is_told(store: RunStore, caplog: py
 
 
 def test_a_journal_that_cannot_be_read_is_an_error_and_one_that_is_gone_is_not(store: RunStore) -> None:
-    journal(store, token="one").write(0, [settled(0)])
+    journal(store, of_try="one").write(0, [settled(0)])
     found = journal(store)
     store.delete(store.list(layout.JOURNAL))
     assert found.load(0) == {}
@@ -120,7 +120,7 @@ def test_a_journal_that_cannot_be_read_is_an_error_and_one_that_is_gone_is_not(s
         def read(self, name: str) -> bytes | None:
             raise StorageError(name)
 
-    journal(store, token="two").write(0, [settled(0)])
+    journal(store, of_try="two").write(0, [settled(0)])
     with pytest.raises(StorageError):
         journal(Unreadable(store.uri)).load(0)
 
@@ -135,12 +135,12 @@ def test_a_row_of_another_chunk_in_the_journal_is_left_out() -> None:
 # -- parts
 
 
-def parts(store: RunStore, fingerprint: str = OURS, token: str = "try") -> Parts:
-    return Parts(store, fingerprint, token)
+def parts(store: RunStore, fingerprint: str = OURS, of_try: str = "try") -> Parts:
+    return Parts(store, fingerprint, of_try)
 
 
 def reloaded(store: RunStore) -> dict[int, Any]:
-    return parts(store, token="next").load(PLAN, store.list(""))
+    return parts(store, of_try="next").load(PLAN, store.list(""))
 
 
 def test_a_part_holds_its_rows_in_order_and_its_summary_says_so(store: RunStore) -> None:
@@ -180,7 +180,7 @@ def test_without_a_usable_record_the_part_itself_tells(store: RunStore, damage: 
         store.write(record, (store.read(record) or b"")[:-9])
     else:
         store.write(record, orjson.dumps({**summary.as_dict(), "bytes": 5, "succeeded": 0}) + b"\n")
-    again = parts(store, token="next")
+    again = parts(store, of_try="next")
     assert again.load(PLAN, store.list("")) == {0: summary}
     store.delete([record])
     again.record()  # what was read is recorded for the next one
@@ -245,7 +245,7 @@ def test_dead_letters_come_in_input_order_and_only_of_rows_that_errored(store: R
     committed = {2: made.commit(complete(2, errors=frozenset({6})))}
     made.commit(complete(1, errors=frozenset({4})))  # killed before the part: the next try's rows succeed
     store.delete([layout.part(1, OURS)])
-    again = parts(store, token="next")
+    again = parts(store, of_try="next")
     committed[1] = again.commit(complete(1))
     committed[0] = again.commit(complete(0, errors=frozenset({2, 0})))
     letters = [json.loads(line) for data in again.dead_letters(committed) for line in data.splitlines()]
@@ -382,7 +382,7 @@ def fill(store: RunStore) -> None:
     made = parts(store)
     made.commit(complete(0, errors=frozenset({1})))
     made.record()
-    journal(store, token="one").write(1, [settled(3)])
+    journal(store, of_try="one").write(1, [settled(3)])
     for name in (layout.MANIFEST, layout.DEAD_LETTER, layout.PROGRESS, layout.part(7, FOREIGN)):
         store.write(name, b"{}")
 
