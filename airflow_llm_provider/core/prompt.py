@@ -180,6 +180,7 @@ class RequestTemplate:
             template = self._environment.from_string(source)
         except TemplateSyntaxError as error:
             raise ConfigurationError(f"{name} is no valid template: {error.message} (line {error.lineno})") from error
+        template.globals = dict(template.globals)  # each render copies them: 10 µs from jinja's ChainMap, 1 from a dict
         names = meta.find_undeclared_variables(tree)
         names -= _GLOBALS
         if unknown := names - {"row"} - self._spec.context.keys():
