@@ -24,7 +24,7 @@ export UV_DEFAULT_INDEX
 endif
 export UV_NO_PROGRESS := 1
 
-.PHONY: help demo airflow test check test-vllm constraints env clean clean-demo
+.PHONY: help demo airflow test check test-vllm bench-client bench-memory constraints env clean clean-demo
 
 help: ## what there is to call
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -47,6 +47,12 @@ check: $(INSTALLED) ## the fast part: lint, format, types, import contracts, uni
 
 test-vllm: $(INSTALLED) $(INSTALLED_VLLM) ## the contract tests against a real vLLM on CPU (2.3 GB the first time)
 	$(BIN)/pytest tests/vllm
+
+bench-client: $(INSTALLED) ## CPU per request: bare aiohttp, openai's client, and a whole run of ours
+	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.client_cpu
+
+bench-memory: $(INSTALLED) ## memory over 200,000 rows, and the time a run killed at 99 % takes to resume
+	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.flat_memory
 
 constraints: $(UV) ## resolve constraints.txt again: names and versions only, for every extra and Python
 	$(UV) pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras --group dev \
