@@ -33,6 +33,7 @@ EARLY_ROW = 20_000
 LATE_ROW = 200_000
 MAX_GROWTH_MB = 20.0
 MAX_RESUME_S = 2.0
+_ROOT = Path(__file__).resolve().parents[1]  # where `benchmarks` is found
 _POLL_S = 0.002
 
 
@@ -136,7 +137,7 @@ def _try(
 ) -> Iterator[tuple[subprocess.Popen[bytes], Iterator[dict[str, Any]]]]:
     command = [sys.executable, "-m", "benchmarks.flat_run", url, str(source), str(out), "--in-flight", str(in_flight)]
     environment = {**os.environ, "AIRFLOW_HOME": str(source.parent / "airflow")}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=_ROOT) as process:
         if process.stdout is None:
             raise AssertionError
         try:
