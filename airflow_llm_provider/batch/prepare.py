@@ -42,7 +42,8 @@ class Preparer:
             path, body = self._template.build(fields)
             return RowRequest(row.index, label, path, orjson.dumps(_streaming(body)), row.position)
         except (RowRejectedError, TypeError) as error:  # TypeError: a value that JSON cannot say
-            return BadRow(row.index, label, row.position, f"{row.position}: {error}", _raw(row.raw))
+            message = f"{row.position}: {error}".encode("utf-8", "replace").decode()  # it may quote half a surrogate pair
+            return BadRow(row.index, label, row.position, message, _raw(row.raw))
 
 
 def _parse(raw: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -62,6 +63,10 @@ def _label(fields: Mapping[str, Any], otherwise: str) -> str:
         case None:
             return otherwise
         case str(label):
+            try:
+                label.encode()
+            except UnicodeEncodeError as error:
+                raise RowRejectedError(f"its custom_id cannot be written as UTF-8: {error}") from error
             return label
         case int(number) if not isinstance(number, bool):
             return str(number)
