@@ -140,11 +140,11 @@ class Echo:
             "service_tier": None,
             "system_fingerprint": "vllm-0.32.0-stub",
             "usage": self._usage(),
-            "prompt_logprobs": None,
-            "prompt_token_ids": None,
             "kv_transfer_params": None,
             "metrics": None,
         }
+        if self.is_chat:  # completions have them per choice
+            answer |= {"prompt_logprobs": None, "prompt_token_ids": None}
         return orjson.dumps(answer)
 
     def chunks(self) -> list[bytes]:

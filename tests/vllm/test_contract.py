@@ -33,7 +33,7 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 API_KEY = "sk-contract"
 SLOTS = 2
-QUEUE = 2
+QUEUE = 2  # --max-num-queued-reqs counts those that run too
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def vllm(start: Start) -> Iterator[RealVLLM]:
         "--scheduling-policy",
         "priority",
     ]
-    with start(*flags, "--max-num-queued-reqs", str(QUEUE), "--enable-prompt-tokens-details") as server:
+    with start(*flags, "--max-num-queued-reqs", str(SLOTS + QUEUE), "--enable-prompt-tokens-details") as server:
         yield server
 
 
