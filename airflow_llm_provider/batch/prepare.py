@@ -42,7 +42,7 @@ class Preparer:
             path, body = self._template.build(fields)
             return RowRequest(row.index, label, path, orjson.dumps(_streaming(body)), row.position)
         except (RowRejectedError, TypeError) as error:  # TypeError: a value that JSON cannot say
-            message = f"{row.position}: {error}".encode("utf-8", "replace").decode()  # it may quote half a surrogate pair
+            message = f"{row.position}: {error}".encode("utf-8", "replace").decode()  # may quote half a surrogate pair
             return BadRow(row.index, label, row.position, message, _raw(row.raw))
 
 
