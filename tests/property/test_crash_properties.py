@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from batch_fakes import KilledStore, Try, job_of, kept_indices, part_lines, run, texts, write_rows
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from airflow_llm_provider.exceptions import StorageError
 from airflow_llm_provider.storage.store import RunStore
@@ -15,6 +18,8 @@ from airflow_llm_provider.testing import Fault, StubVLLM
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from airflow_llm_provider.batch.job import BatchJob
 
 ROWS = 9
 """Three chunks of four, the last of one row; the third row is refused by the server, the sixth is no JSON."""
@@ -47,35 +52,81 @@ def check_landed(folder: Path, manifest: dict[str, Any], said: str) -> None:
     assert sum(chunk["rows"] for chunk in manifest["chunks"]) == ROWS
 
 
-def die_and_resume(
-    stub: StubVLLM, folder: Path, job: Any, *, at: int, how: str, said: str, **next_try: Any
-) -> tuple[bool, dict[str, Any]]:
-    """Whether the first try was killed at all, and the manifest after as many tries as it takes."""
-    killed = KilledStore(str(folder), at=at, how=how)
-    try:
-        manifest = run(job, killed)
-    except StorageError:
-        manifest = None
-    if not killed.dead:
-        assert manifest is not None
-        check_landed(folder, manifest, said)
-        return False, manifest
-    kept = kept_indices(folder) if next_try.get("keeps", True) else set()
+def really_kept(folder: Path, generation: int) -> set[int]:
+    """Rows whose outcome counts: none while a restart has not cleared what was there."""
+    document = folder / "_run" / "run.json"
+    if not document.exists():
+        return set()
+    begun = json.loads(document.read_bytes())
+    return kept_indices(folder) if (begun["generation"], begun["state"]) == (generation, "open") else set()
+
+
+def resume(stub: StubVLLM, folder: Path, job: BatchJob, *, said: str, generation: int = 1) -> None:
+    kept = really_kept(folder, generation)
     second = Try(job, RunStore(str(folder)))
     manifest = second()
     redone = second.requested(stub)
     assert len(redone) == len(set(redone)), "a row was requested twice within a try"
     assert not set(redone) & kept, "a row that was kept was requested again"
+    assert manifest["generation"] == generation
     check_landed(folder, manifest, said)
-    assert run(job, RunStore(str(folder))) == manifest, "a finished run is not done again"
-    return True, manifest
+    third = Try(job, RunStore(str(folder)))
+    assert third() == manifest
+    assert not third.requested(stub), "a finished run was done again"
 
 
-@pytest.mark.parametrize("how", ["before", "after", "half"])
+def killed(folder: Path, job: BatchJob, *, at: int, how: str) -> bool:
+    """One try, killed at its `at`-th change; whether it came that far."""
+    store = KilledStore(str(folder), at=at, how=how)
+    try:
+        run(job, store)
+    except StorageError:
+        assert store.dead
+    return store.dead
+
+
+HOW = pytest.mark.parametrize("how", ["after", "half"])
+
+
+@HOW
 def test_killed_at_any_write_of_a_first_try(stub: StubVLLM, tmp_path: Path, source: str, how: str) -> None:
-    at, died = 0, True
-    while died:
-        at += 1
-        died, _ = die_and_resume(stub, tmp_path / f"run-{at}", job_of(stub, source), at=at, how=how, said="Say: text ")
-        assert at < 100
-    assert at > 8  # run.json, journals, parts, commits, dead letters, manifest: a run makes more writes than that
+    job = job_of(stub, source)
+    for at in range(1, 100):
+        folder = tmp_path / str(at)
+        died = killed(folder, job, at=at, how=how)
+        resume(stub, folder, job, said="Say: text ")
+        if not died:
+            break
+    assert 8 < at < 99  # run.json, journals, parts, commits, dead letters, manifest make more writes than that
+
+
+@HOW
+def test_killed_at_any_write_of_a_restart(stub: StubVLLM, tmp_path: Path, source: str, how: str) -> None:
+    """Nothing of the first prompt's answers may be found among the second's, whatever was cleared by then."""
+    before, after = tmp_path / "before", job_of(stub, source, prompt="Sing: {{ row.text }}", on_stale="restart")
+    run(job_of(stub, source), RunStore(str(before)))
+    shutil.copytree(before, tmp_path / "unfinished")
+    (tmp_path / "unfinished" / "manifest.json").unlink()
+    for at in range(1, 100):
+        folder = tmp_path / str(at)
+        shutil.copytree(before if at % 2 else tmp_path / "unfinished", folder)
+        if not killed(folder, after, at=at, how=how):
+            break
+        resume(stub, folder, after, said="Sing: text ", generation=2)
+    assert 15 < at < 99
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kills=st.lists(st.tuples(st.integers(1, 12), st.sampled_from(["before", "after", "half"])), min_size=2, max_size=5)
+)
+def test_killed_again_and_again(
+    stub: StubVLLM, tmp_path_factory: pytest.TempPathFactory, kills: list[tuple[int, str]]
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    rows: list[Any] = texts(ROWS)
+    rows[5] = b"{no json"
+    job = job_of(stub, write_rows(folder / "rows.jsonl", rows))
+    for at, how in kills:
+        killed(folder / "run", job, at=at, how=how)
+    resume(stub, folder / "run", job, said="Say: text ")

@@ -75,7 +75,7 @@ def kill(job: Any, folder: Path, *, at: int) -> None:
     ],
 )
 def test_every_row_lands_once_in_order(
-    stub: StubVLLM, tmp_path: Path, store: RunStore, folder: Path, rows: int, changes: dict[str, Any]
+    stub: StubVLLM, tmp_path: Path, store: RunStore, folder: Path, *, rows: int, changes: dict[str, Any]
 ) -> None:
     job = job_of(stub, write_rows(tmp_path / "rows.jsonl", texts(rows)), **changes)
     manifest = run(job, store)
@@ -331,7 +331,7 @@ def test_storage_that_cannot_be_read_at_a_resume_stops_it(
 @pytest.mark.parametrize("after", ["nothing", "a run"])
 @pytest.mark.parametrize("on_empty", ["succeed", "skip", "fail"])
 def test_an_input_without_rows(
-    stub: StubVLLM, tmp_path: Path, store: RunStore, folder: Path, on_empty: Any, after: str
+    stub: StubVLLM, tmp_path: Path, store: RunStore, folder: Path, *, on_empty: Any, after: str
 ) -> None:
     source = write_rows(tmp_path / "rows.jsonl", texts(3))
     if after == "a run":
@@ -397,7 +397,7 @@ def test_malformed_rows_count_for_a_hopeless_run_too(stub: StubVLLM, store: RunS
     ],
 )
 def test_an_endpoint_that_refuses_stops_the_run_at_once_and_keeps_what_settled(
-    stub: StubVLLM, source: str, store: RunStore, folder: Path, fault: Fault, words: str
+    stub: StubVLLM, source: str, store: RunStore, folder: Path, *, fault: Fault, words: str
 ) -> None:
     stub.behaviour.fault = lambda _request, nth: fault if nth > 5 else None
     with pytest.raises(EndpointRefusedError, match=words):
