@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import urllib.request
@@ -84,7 +83,6 @@ def llm_airflow(llm_stub: StubProcess, llm_work: Path, tmp_path_factory: pytest.
         "AIRFLOW_CONN_VLLM_DEFAULT": json.dumps(connection),
         "AIRFLOW__LLM_BATCH__RESULTS_BASE": f"file://{home}/results",
         "LLM_TEST_WORK": str(llm_work),
-        "PYTHONPATH": os.pathsep.join(sys.path[:1]),
     }
     with LocalAirflow(home, DAGS, env=env) as airflow:
         yield airflow
