@@ -1,0 +1,339 @@
+"""The operator with a light context; a real scheduler is in tests/system."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.sdk import DAG
+from batch_fakes import IDENTITY, part_lines, texts, write_rows
+
+from airflow_llm_provider import exceptions
+from airflow_llm_provider.batch.execution import EmptySourceSkip
+from airflow_llm_provider.core.identity import RunIdentity
+from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError, NoRetryError, RunMissingError
+from airflow_llm_provider.hooks.compat import AirflowException, AirflowFailException, AirflowSkipException
+from airflow_llm_provider.operators import llm_batch
+from airflow_llm_provider.operators.context import NAMES, prompt_context
+from airflow_llm_provider.operators.llm_batch import LLMBatchOperator, ResultsLink
+from airflow_llm_provider.operators.marker import RunMarker
+from airflow_llm_provider.operators.paths import browse_link, result_uri
+from airflow_llm_provider.storage.jsonl import JsonlSource
+from airflow_llm_provider.storage.source import ListSource
+
+if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
+
+    from airflow_llm_provider.testing import StubVLLM
+
+SECRET = "sk-very-secret-key"
+AT = dt.datetime(2026, 1, 2, 3, tzinfo=dt.UTC)
+
+
+class States(dict[str, Any]):
+    """Airflow's task state store."""
+
+    def set(self, key: str, value: Any) -> None:
+        self[key] = value
+
+
+def context_of(*, states: States | None = None, dated: bool = True, **ti: Any) -> Any:
+    values: dict[str, Any] = {
+        "ti": SimpleNamespace(
+            **{"dag_id": "d", "task_id": "t", "run_id": "manual__x:y", "map_index": -1, "try_number": 1, "max_tries": 3}
+            | ti
+        ),
+        "dag_run": SimpleNamespace(run_after=AT, logical_date=AT if dated else None),
+        "params": {"tone": "dry", "day": AT},
+    }
+    if dated:
+        values |= {"ds": "2026-01-02", "ts": AT.isoformat()}
+    if states is not None:
+        values["task_state_store"] = states
+    return values
+
+
+def operator(**arguments: Any) -> LLMBatchOperator:
+    return LLMBatchOperator(**{"task_id": "t", "source": [{"text": "hi"}], "prompt": "Say {{ row.text }}", **arguments})
+
+
+@pytest.fixture
+def results(stub: StubVLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The default connection leads to the stub, and results lie below the returned folder."""
+    stub.behaviour.api_key = SECRET
+    connection = {"conn_type": "vllm", "host": stub.url, "password": SECRET, "extra": {"slots": 5}}
+    monkeypatch.setenv("AIRFLOW_CONN_VLLM_DEFAULT", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW__LLM_BATCH__RESULTS_BASE", f"file://{tmp_path}/results")
+    return tmp_path / "results"
+
+
+# -- arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"prompt": None}, None),  # rows may be batch lines
+        ({"prompt": "{{ rwo.text }}"}, "rwo, which does not exist"),
+        ({"prompt": "{{ row.text"}, "no valid template"),
+        ({"prompt": "x", "messages": []}, "not both"),
+        ({"prompt": None, "temperature": 0.5}, "temperature: without prompt"),
+        ({"temperature": 0.5, "extra_body": {"temperature": 1}}, "temperature: given as an argument and in extra_body"),
+        ({"extra_body": {"model": "m"}}, "extra_body may not hold model"),
+        ({"extra_body": {"a": {1}}}, "JSON cannot say"),
+        ({"endpoint": "embeddings"}, "endpoint is one of"),
+        ({"chunk_rows": 0}, "chunk_rows must be a whole number"),
+        ({"chunk_rows": True}, "chunk_rows must be a whole number"),
+        ({"chunk_rows": "10"}, "chunk_rows must be a whole number"),
+        ({"max_in_flight": 0}, "max_in_flight must be a whole number"),
+        ({"max_in_flight": 1.5}, "max_in_flight must be a whole number"),
+        ({"max_error_rate": 2}, "between 0 and 1"),
+        ({"prompt": "{{ params.tone }} {{ ds }} {{ run_after }} {{ map_index }}"}, None),
+    ],
+)
+def test_arguments_are_judged_when_the_dag_is_parsed(arguments: dict[str, Any], words: str | None) -> None:
+    if words is None:
+        operator(**arguments)
+    else:
+        with pytest.raises(ConfigurationError, match=words):
+            operator(**arguments)
+
+
+def test_retries_are_three_unless_somebody_says_otherwise() -> None:
+    with DAG("plain"):
+        assert operator().retries == 3
+        assert operator(task_id="none", retries=0).retries == 0
+        mapped = LLMBatchOperator.partial(task_id="mapped", prompt="x").expand(source=["a", "b"])
+        assert mapped.retries == 3
+    with DAG("defaults", default_args={"retries": 7}):
+        assert operator().retries == 7
+        assert LLMBatchOperator.partial(task_id="mapped", prompt="x").expand(source=["a"]).retries == 7
+
+
+def test_the_prompt_is_no_airflow_template() -> None:
+    assert set(LLMBatchOperator.template_fields) == {"source", "result_path", "vllm_conn_id", "model"}
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("/data/*.jsonl", JsonlSource),
+        (Path("/data/a.jsonl"), JsonlSource),
+        (["/data/a.jsonl", "/data/b.jsonl"], JsonlSource),
+        (("/data/a.jsonl",), JsonlSource),
+        ([{"text": "x"}], ListSource),
+        (({"text": "x"},), ListSource),
+        ([], ListSource),
+    ],
+)
+def test_source_kinds(source: Any, kind: type) -> None:
+    assert isinstance(operator(source=source)._source(), kind)
+
+
+@pytest.mark.parametrize(("source", "words"), [({"a": 1}, "source is a dict"), (5, "source is a int"), ([5], "item 0")])
+def test_sources_that_are_none(source: Any, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        operator(source=source)._source()
+
+
+# -- where results lie
+
+
+@pytest.mark.parametrize(
+    ("result_path", "base", "uri"),
+    [
+        (None, "s3://c@b/base/", "s3://c@b/base/dag/task/run"),
+        (None, "/var/results", "file:///var/results/dag/task/run"),
+        ("mine/x", "s3://b/base", "s3://b/base/mine/x"),
+        ("mine/x/", "file:///base", "file:///base/mine/x"),
+        (" mine ", "/base", "file:///base/mine"),
+        ("/elsewhere", "s3://b", "file:///elsewhere"),
+        ("gs://other/x", "s3://b", "gs://other/x"),
+        ("a..b/...", "/base", "file:///base/a..b/..."),
+    ],
+)
+def test_result_paths(result_path: str | None, base: str, uri: str) -> None:
+    assert result_uri(result_path, base=base, identity=IDENTITY) == uri
+
+
+@pytest.mark.parametrize(
+    "result_path",
+    ["..", "../x", "a/../../x", "a/..", "/base/../etc", "s3://b/../c", "a\\..\\..\\x", "a?/../../x", "a#/../../../x"],
+)
+def test_a_result_path_cannot_climb(result_path: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"holds '\.\.'"):
+        result_uri(result_path, base="/base", identity=IDENTITY)
+
+
+@pytest.mark.parametrize("result_path", ["", "  ", "/", "s3://"])
+def test_a_result_path_that_is_empty_after_rendering(result_path: str) -> None:
+    with pytest.raises(ConfigurationError, match="empty after rendering"):
+        result_uri(result_path, base="/base", identity=IDENTITY)
+
+
+def test_the_default_path_stays_below_its_base_whatever_the_run_is_called() -> None:
+    identity = RunIdentity(dag_id="..", task_id="a/../../b", run_id="manual__2026-01-01T00:00:00+00:00")
+    uri = result_uri(None, base="/base", identity=identity)
+    assert uri == "file:///base/~2E~2E/a~2F..~2F..~2Fb/manual__2026-01-01T00~3A00~3A00~2B00~3A00"
+
+
+def test_the_link_to_the_results() -> None:
+    template = "https://console/{bucket}?prefix={key}&s={scheme}"
+    assert browse_link("s3://conn@b/x/y", template) == "https://console/b?prefix=x/y&s=s3"
+    assert browse_link("s3://b/x", "") == "s3://b/x"
+    for wrong in ("{nosuch}", "{0}", "{"):
+        with pytest.raises(ConfigurationError, match="results_link"):
+            browse_link("s3://b/x", wrong)
+
+
+# -- what prompts may use
+
+
+def test_the_prompts_context_is_plain_values() -> None:
+    values = prompt_context(context_of())
+    assert json.loads(json.dumps(values)) == values
+    assert values["params"] == {"tone": "dry", "day": str(AT)}
+    assert values["logical_date"] == values["run_after"] == AT.isoformat()
+    assert (values["ds"], values["map_index"]) == ("2026-01-02", -1)
+    assert values.keys() <= NAMES
+
+
+def test_a_run_without_a_logical_date_has_no_ds() -> None:
+    values = prompt_context(context_of(dated=False, map_index=None))
+    assert values.keys() == {"params", "run_id", "dag_id", "task_id", "map_index", "run_after"}
+    assert values["map_index"] == -1
+
+
+# -- the note that a run was begun
+
+
+def test_the_marker_remembers_where_the_run_was_begun() -> None:
+    states = States()
+    marker = RunMarker(context_of(states=states))
+    assert not marker.expects("s3://b/x", rerun=False)
+    marker.set("s3://b/x")
+    again = RunMarker(context_of(states=states, try_number=2))
+    assert again.expects("s3://b/x", rerun=False)
+    with pytest.raises(RunMissingError, match=r"s3://b/x.*s3://b/y"):
+        again.expects("s3://b/y", rerun=False)
+    assert not again.expects("s3://b/y", rerun=True)
+
+
+def test_without_a_state_store_nothing_is_expected(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    marker = RunMarker(context_of(try_number=2))
+    assert not marker.expects("s3://b/x", rerun=False)
+    marker.set("s3://b/x")
+    assert "before 3.3" in caplog.text
+
+
+# -- execute
+
+
+def test_runs_a_batch_and_says_what_is_in_force(
+    stub: StubVLLM, results: Path, tmp_path: Path, *, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(LLMBatchOperator, "log", logging.getLogger("operator"))  # Airflow's own goes past caplog
+    monkeypatch.setenv("AIRFLOW__LLM_BATCH__FLUSH_ROWS", "7")
+    source = write_rows(tmp_path / "rows.jsonl", texts(3))
+    task = operator(source=source, prompt="{{ params.tone }}: {{ row.text }}", temperature=0, chunk_rows=2)
+    states = States()
+    manifest = task.execute(context_of(states=states))
+    folder = results / "d" / "t" / "manual__x~3Ay"
+    assert manifest["counts"] == {"total": 3, "succeeded": 3, "errored": 0}
+    assert manifest["result_path"] == f"file://{folder}"
+    assert "chunks" not in manifest
+    assert json.loads(json.dumps(manifest)) == manifest
+    assert [line["output"] for line in part_lines(folder)] == [f"echo: dry: text {number}" for number in range(3)]
+    assert states == {"llm_batch.run": f"file://{folder}"}
+    assert ResultsLink().get_link(task, ti_key=None) == f"file://{folder}"  # type: ignore[arg-type]
+    for line in (
+        "vllm_conn_id = 'vllm_default'  [default]",
+        f"base_url = '{stub.url}'  [connection vllm_default]",
+        "temperature = 0  [DAG]",
+        "chunk_rows = 2  [DAG]",
+        "max_in_flight = 5  [connection vllm_default (slots)]",
+        "max_error_rate = 0.1  [default]",
+        "retries = 3  [default]",
+        "flush_rows = 7  [provider configuration [llm_batch] flush_rows]",
+        "provider configuration [llm_batch] results_base",
+    ):
+        assert line in caplog.text
+    written = "".join(path.read_text() for path in folder.rglob("*.json*"))
+    assert SECRET not in caplog.text + written + json.dumps(manifest)
+
+
+def test_a_second_try_elsewhere_finds_that_the_run_is_missing(results: Path, tmp_path: Path) -> None:
+    states = States()
+    task = operator()
+    task.execute(context_of(states=states))
+    (results / "d").rename(tmp_path / "on another worker")
+    with pytest.raises(AirflowFailException, match="RunMissingError: An earlier try"):
+        task.execute(context_of(states=states, try_number=2))
+
+
+def test_a_number_in_the_configuration_that_is_none(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__LLM_BATCH__FLUSH_ROWS", "many")
+    with pytest.raises(AirflowFailException, match=r"\[llm_batch\] flush_rows is 'many', which is no int"):
+        operator().execute(context_of())
+
+
+def test_a_connection_that_is_not_there(results: Path) -> None:
+    with pytest.raises(AirflowFailException, match="nowhere"):
+        operator(vllm_conn_id="nowhere").execute(context_of())
+
+
+def test_an_empty_input_skips_where_the_dag_says_so(results: Path) -> None:
+    with pytest.raises(AirflowSkipException, match="on_empty='skip'"):
+        operator(source=[], on_empty="skip").execute(context_of())
+    with pytest.raises(AirflowFailException, match="on_empty='fail'"):
+        operator(source=[], on_empty="fail").execute(context_of())
+    assert operator(source=[]).execute(context_of())["counts"]["total"] == 0
+
+
+ERRORS = [
+    each
+    for each in vars(exceptions).values()
+    if isinstance(each, type) and issubclass(each, LLMBatchError) and each is not LLMBatchError
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
+def test_every_error_ends_the_task_as_its_group_says(
+    results: Path, mocker: MockerFixture, error: type[LLMBatchError]
+) -> None:
+    mocker.patch.object(llm_batch, "run_job", side_effect=error("what happened"))
+    no_retry = issubclass(error, NoRetryError)
+    with pytest.raises(AirflowException, match=f"{error.__name__}: what happened") as raised:
+        operator().execute(context_of())
+    assert isinstance(raised.value, AirflowFailException) is no_retry
+
+
+def test_a_skip_is_no_failure(results: Path, mocker: MockerFixture) -> None:
+    mocker.patch.object(llm_batch, "run_job", side_effect=EmptySourceSkip("no rows"))
+    with pytest.raises(AirflowSkipException, match="no rows"):
+        operator().execute(context_of())
+
+
+def test_killed_from_outside_it_ends_as_a_failure_that_a_retry_mends(results: Path, mocker: MockerFixture) -> None:
+    task = operator(source=texts(50))
+    task.on_kill()  # before execute: nothing to stop
+    whole = llm_batch.run_job
+
+    def killed(job: Any, store: Any, switch: Any, **keywords: Any) -> Any:
+        task.on_kill()
+        task.on_kill()
+        return whole(job, store, switch, **keywords)
+
+    mocker.patch.object(llm_batch, "run_job", killed)
+    with pytest.raises(AirflowException, match="RunStoppedError: Stopped from outside") as raised:
+        task.execute(context_of())
+    assert not isinstance(raised.value, AirflowFailException)
+    mocker.stopall()
+    assert task.execute(context_of(try_number=2))["counts"]["succeeded"] == 50
