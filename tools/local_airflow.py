@@ -38,7 +38,7 @@ from tools.airflow_rest import AirflowRest, AirflowRestError
 from tools.program import KILL_PATIENCE_S, Program, ProgramError, end_leftovers, is_alive, write_records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     import psutil  # type: ignore[import-untyped]
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 MODE_OWNER_ONLY = 0o600
 COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "api-server": ("api-server",),
-    # log servers listen on every address of the machine; the API server reads the files instead
-    "scheduler": ("scheduler", "--skip-serve-logs"),
     "dag-processor": ("dag-processor",),
+    # log servers listen on every address of the machine; the API server reads the files instead
     "triggerer": ("triggerer", "--skip-serve-logs"),
+    "scheduler": ("scheduler", "--skip-serve-logs"),
 }
 STOP_ORDER = ("scheduler", "triggerer", "dag-processor", "api-server")
 HEALTH_NAMES = ("metadatabase", "scheduler", "dag_processor", "triggerer")
@@ -103,15 +103,19 @@ class LocalAirflow:
     def start(self) -> Self:
         """Migrate the database, start the components, wait until all four are healthy."""
         self.home.mkdir(parents=True, exist_ok=True)
-        for name in end_leftovers(self._records):
-            self._note(f"ended a {name} that an earlier Airflow of this home had left running")
+        if left := end_leftovers(self._records):
+            self._note(f"ended what an earlier start had left running: {', '.join(left)}")
+        used_before = self._migrated_to.exists()
         self._write_settings()
         self._migrate()
         started_at = datetime.now(UTC)  # noqa: TID251 - compared with Airflow's own heartbeats
         try:
             for name in COMPONENTS:
+                if name == "scheduler" and used_before:
+                    # it goes on with interrupted runs at once, and a task that finds no API server loses a try
+                    self._wait_until_healthy(started_at, ["metadatabase"])
                 self.start_component(name)
-            self._wait_until_healthy(started_at)
+            self._wait_until_healthy(started_at, HEALTH_NAMES)
         except BaseException:
             with suppress(ProgramError):
                 self.stop()
@@ -190,6 +194,10 @@ class LocalAirflow:
     def _records(self) -> Path:
         return self.home / "processes.json"
 
+    @property
+    def _migrated_to(self) -> Path:
+        return self.home / "migrated-to"
+
     def environment(self) -> dict[str, str]:
         """The environment of the components; also what a command line beside them needs."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
@@ -239,7 +247,11 @@ class LocalAirflow:
                 "secret_key": secrets.token_urlsafe(32),
             },
             "api_auth": {"jwt_secret": secrets.token_urlsafe(64)},
-            "workers": {"min_heartbeat_interval": "1"},
+            "workers": {
+                "min_heartbeat_interval": "1",
+                # 5 s by default: a busy machine's first call took 17 s, and the task lost its try
+                "execution_api_timeout": "60",
+            },
             "scheduler": {"scheduler_idle_sleep_time": "0.5"},
             "dag_processor": {
                 "dag_bundle_storage_path": str(self.home / "bundles"),
@@ -251,7 +263,7 @@ class LocalAirflow:
         }
 
     def _migrate(self) -> None:
-        stamp = self.home / "migrated-to"
+        stamp = self._migrated_to
         version = metadata.version("apache-airflow-core")
         if stamp.exists() and stamp.read_text() == version:
             return
@@ -277,14 +289,14 @@ class LocalAirflow:
             database.execute("PRAGMA journal_mode=WAL")
         stamp.write_text(version)
 
-    def _wait_until_healthy(self, started_at: datetime) -> None:
-        self._note(f"waiting for Airflow at {self.url}")
+    def _wait_until_healthy(self, started_at: datetime, names: Sequence[str]) -> None:
+        self._note(f"waiting for {', '.join(names)} at {self.url}")
         deadline = time.monotonic() + self._timeout_s  # noqa: TID251 - a tool that waits for other processes
-        missing: list[str] = list(HEALTH_NAMES)
+        missing = list(names)
         while time.monotonic() < deadline:  # noqa: TID251
             self.require_running()
             with suppress(OSError, AirflowRestError):
-                missing = _unhealthy(self.rest.health(), started_at)
+                missing = _unhealthy(self.rest.health(), names, started_at)
                 if not missing:
                     return
             time.sleep(POLL_S)  # noqa: TID251
@@ -302,10 +314,10 @@ def free_port() -> int:
     return port
 
 
-def _unhealthy(health: Mapping[str, Mapping[str, str | None]], started_at: datetime) -> list[str]:
+def _unhealthy(health: Mapping[str, Mapping[str, str | None]], names: Sequence[str], started_at: datetime) -> list[str]:
     """Names that are not healthy yet. A heartbeat from before the start belongs to an earlier life."""
     missing = []
-    for name in HEALTH_NAMES:
+    for name in names:
         part = health.get(name) or {}
         heartbeat = part.get(f"latest_{name}_heartbeat")
         fresh = name == "metadatabase" or (heartbeat is not None and datetime.fromisoformat(heartbeat) >= started_at)

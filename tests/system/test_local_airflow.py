@@ -46,22 +46,19 @@ def test_a_killed_task_is_tried_again(trivial_airflow: LocalAirflow) -> None:
     assert rest.task("trivial", run_id, "first").try_number == 2
 
 
-def test_nothing_stays_after_stop_and_only_loopback_is_listened_on(tmp_path: Path) -> None:
-    dags = tmp_path / "dags"
-    dags.mkdir()
-    airflow = LocalAirflow(tmp_path / "home", dags)
-    with airflow:
-        processes = airflow.processes()
-        assert len(processes) >= 4
-        listening = {
-            connection.laddr.ip
-            for process in processes
-            for connection in process.net_connections("inet")
-            if connection.status == psutil.CONN_LISTEN
-        }
-        assert listening == {"127.0.0.1"}
+def test_it_listens_on_loopback_only_and_nothing_stays_after_stop(trivial_airflow: LocalAirflow) -> None:
+    processes = trivial_airflow.processes()
+    assert len(processes) >= 4
+    listening = {
+        connection.laddr.ip
+        for process in processes
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+    trivial_airflow.stop()  # no test after this one uses it
     assert not [process for process in processes if is_alive(process)]
-    assert not (airflow.home / "processes.json").exists()
+    assert not (trivial_airflow.home / "processes.json").exists()
 
 
 def test_an_airflow_that_cannot_start_says_why(tmp_path: Path) -> None:
