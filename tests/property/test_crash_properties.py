@@ -34,6 +34,14 @@ def stub() -> Iterator[StubVLLM]:
         yield running
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_fsync() -> Iterator[None]:
+    """Processes are killed here, the power stays on; and fsync would be half of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> str:
     rows: list[Any] = texts(ROWS)

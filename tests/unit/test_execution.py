@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests lose no power; half their time would be spent on it."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> str:
     return write_rows(tmp_path / "rows.jsonl", texts(10))

@@ -241,11 +241,13 @@ def test_a_row_of_five_megabytes_is_a_row(tmp_path: Path) -> None:
     assert [raw for *_, raw in found(source, source.scan(2))] == [b"1", long, b"2"]
 
 
-def test_a_line_without_an_end_is_no_jsonl(tmp_path: Path) -> None:
+def test_a_line_without_an_end_is_no_jsonl(tmp_path: Path, mocker: MockerFixture) -> None:
+    assert jsonl._MAX_LINE_BYTES == 64 << 20
+    mocker.patch.object(jsonl, "_MAX_LINE_BYTES", 4 << 20)
     (tmp_path / "a.jsonl").write_bytes(b"1\n")
     with (tmp_path / "a.jsonl").open("ab") as file:
-        file.truncate((64 << 20) + 10)  # a hole: nothing is written
-    with pytest.raises(SourceError, match=r"a\.jsonl, line 2 is longer than 64 MiB"):
+        file.truncate((5 << 20) + 10)  # a hole: nothing is written
+    with pytest.raises(SourceError, match=r"a\.jsonl, line 2 is longer than 4 MiB"):
         JsonlSource([f"{tmp_path}/a.jsonl"]).scan(10)
 
 

@@ -105,12 +105,12 @@ def test_arguments_are_judged_when_the_dag_is_parsed(arguments: dict[str, Any], 
 
 
 def test_retries_are_three_unless_somebody_says_otherwise() -> None:
-    with DAG("plain"):
+    with DAG("plain", schedule=None):
         assert operator().retries == 3
         assert operator(task_id="none", retries=0).retries == 0
         mapped = LLMBatchOperator.partial(task_id="mapped", prompt="x").expand(source=["a", "b"])
         assert mapped.retries == 3
-    with DAG("defaults", default_args={"retries": 7}):
+    with DAG("defaults", schedule=None, default_args={"retries": 7}):
         assert operator().retries == 7
         assert LLMBatchOperator.partial(task_id="mapped", prompt="x").expand(source=["a"]).retries == 7
 
