@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _BLOCK_BYTES = 1 << 20
+_READ_AHEAD_BYTES = 4 << 20  # a chunk is seldom larger; s3fs's own default of 50 MiB would be fetched for each
 _MAX_LINE_BYTES = 64 << 20
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 
@@ -193,7 +194,7 @@ class JsonlSource:
     def _open(self, file: _File, offset: int) -> IO[bytes]:
         if file.uri.endswith(_COMPRESSED):
             raise SourceError(f"{file.uri} is compressed, which is not supported yet: give plain JSONL")
-        stream: IO[bytes] = self._file_systems[file.pattern].open(file.path, "rb")
+        stream: IO[bytes] = self._file_systems[file.pattern].open(file.path, "rb", block_size=_READ_AHEAD_BYTES)
         if offset:
             stream.seek(offset)
         return stream

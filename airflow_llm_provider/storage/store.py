@@ -11,7 +11,9 @@ import errno
 import os
 import secrets
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ from airflow_llm_provider.exceptions import ConfigurationError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+_READERS = 16
 
 _SCRATCH = "_run/tmp"
 """Where files are written before they are renamed into place; same file system as the run, out of readers' sight."""
@@ -226,8 +230,16 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_all(store: RunStore, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each object; one that vanished between listing and reading is left out."""
-    for name in names:
-        data = store.read(name)
-        if data is not None:
-            yield name, data
+    """Name and bytes of each object, in order; one that vanished between listing and reading is left out.
+
+    Several are read at once: on S3 each takes tens of milliseconds, and a resume reads hundreds.
+
+    Raises:
+        StorageError: when one could not be read.
+    """
+    rest = iter(names)
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="llm-batch-read") as readers:
+        while batch := list(islice(rest, 4 * _READERS)):
+            for name, data in zip(batch, readers.map(store.read, batch), strict=True):
+                if data is not None:
+                    yield name, data
