@@ -76,6 +76,7 @@ with DAG(
         prompt="{{ row.text }}\n\nIn one sentence, what does {{ row.title }} do?",
         temperature=0.0,
         max_tokens=40,
+        extra_body={"frequency_penalty": 0.5},  # small models repeat themselves
     )
     # [END summarise]
 

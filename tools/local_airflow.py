@@ -108,6 +108,7 @@ class LocalAirflow:
         used_before = self._migrated_to.exists()
         self._write_settings()
         self._migrate()
+        self._note(f"starting at {self.url}")
         started_at = datetime.now(UTC)  # noqa: TID251 - compared with Airflow's own heartbeats
         try:
             for name in COMPONENTS:
@@ -290,7 +291,6 @@ class LocalAirflow:
         stamp.write_text(version)
 
     def _wait_until_healthy(self, started_at: datetime, names: Sequence[str]) -> None:
-        self._note(f"waiting for {', '.join(names)} at {self.url}")
         deadline = time.monotonic() + self._timeout_s  # noqa: TID251 - a tool that waits for other processes
         missing = list(names)
         while time.monotonic() < deadline:  # noqa: TID251
