@@ -107,6 +107,8 @@ class KilledStore(RunStore):
         self.at = at
         self.how = how
         self.changes = 0
+        self.kept: set[int] = set()
+        """Rows whose outcome it ever took in, whether or not it lies there still."""
 
     @property
     def dead(self) -> bool:
@@ -117,6 +119,8 @@ class KilledStore(RunStore):
             self._leave_scratch(data)
             raise StorageError(f"killed {self.how} writing {name}")
         super().write(name, data, durable=False)
+        if name.startswith(("part-", "_run/journal/")):
+            self.kept |= {line["index"] for line in map(json.loads, data.splitlines()) if "index" in line}
         self._die_after()
 
     def write_from(self, name: str, pieces: Iterable[bytes]) -> int:

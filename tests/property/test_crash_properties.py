@@ -69,8 +69,20 @@ def really_kept(folder: Path, generation: int) -> set[int]:
     return kept_indices(folder) if (begun["generation"], begun["state"]) == (generation, "open") else set()
 
 
-def resume(stub: StubVLLM, folder: Path, job: BatchJob, *, said: str, generation: int = 1) -> None:
-    kept = really_kept(folder, generation)
+def killed(stub: StubVLLM, folder: Path, job: BatchJob, *, at: int, how: str) -> tuple[bool, set[int], set[int]]:
+    """One try, killed at its `at`-th change: whether it came that far, what it kept and what it had asked for."""
+    store = KilledStore(str(folder), at=at, how=how)
+    doomed = Try(job, store)
+    try:
+        doomed()
+    except StorageError:
+        assert store.dead
+    return store.dead, store.kept, set(doomed.requested(stub))
+
+
+def resume(stub: StubVLLM, folder: Path, job: BatchJob, *, said: str, kept: set[int], generation: int = 1) -> set[int]:
+    """The next try, to the end. Returns what it asked for."""
+    kept = kept | really_kept(folder, generation)
     second = Try(job, RunStore(str(folder)))
     manifest = second()
     redone = second.requested(stub)
@@ -81,16 +93,7 @@ def resume(stub: StubVLLM, folder: Path, job: BatchJob, *, said: str, generation
     third = Try(job, RunStore(str(folder)))
     assert third() == manifest
     assert not third.requested(stub), "a finished run was done again"
-
-
-def killed(folder: Path, job: BatchJob, *, at: int, how: str) -> bool:
-    """One try, killed at its `at`-th change; whether it came that far."""
-    store = KilledStore(str(folder), at=at, how=how)
-    try:
-        run(job, store)
-    except StorageError:
-        assert store.dead
-    return store.dead
+    return set(redone)
 
 
 HOW = pytest.mark.parametrize("how", ["after", "half"])
@@ -101,26 +104,33 @@ def test_killed_at_any_write_of_a_first_try(stub: StubVLLM, tmp_path: Path, sour
     job = job_of(stub, source)
     for at in range(1, 100):
         folder = tmp_path / str(at)
-        died = killed(folder, job, at=at, how=how)
-        resume(stub, folder, job, said="Say: text ")
+        died, kept, _ = killed(stub, folder, job, at=at, how=how)
+        resume(stub, folder, job, said="Say: text ", kept=kept)
         if not died:
             break
     assert 8 < at < 99  # run.json, journals, parts, commits, dead letters, manifest make more writes than that
 
 
-@HOW
-def test_killed_at_any_write_of_a_restart(stub: StubVLLM, tmp_path: Path, source: str, how: str) -> None:
-    """Nothing of the first prompt's answers may be found among the second's, whatever was cleared by then."""
-    before, after = tmp_path / "before", job_of(stub, source, prompt="Sing: {{ row.text }}", on_stale="restart")
+RESTARTS = {
+    "stale": ({"prompt": "Sing: {{ row.text }}", "on_stale": "restart"}, "Sing: text "),
+    "rerun": ({"rerun": True, "epoch": 1}, "Say: text "),
+}
+
+
+@pytest.mark.parametrize(("why", "how"), [("stale", "after"), ("stale", "half"), ("rerun", "after")])
+def test_killed_at_any_write_of_a_restart(stub: StubVLLM, tmp_path: Path, source: str, *, why: str, how: str) -> None:
+    """Nothing of the answers before may be found among those after, whatever was cleared by then."""
+    changes, said = RESTARTS[why]
+    before, after = tmp_path / "before", job_of(stub, source, **changes)
     run(job_of(stub, source), RunStore(str(before)))
-    shutil.copytree(before, tmp_path / "unfinished")
-    (tmp_path / "unfinished" / "manifest.json").unlink()
     for at in range(1, 100):
         folder = tmp_path / str(at)
-        shutil.copytree(before if at % 2 else tmp_path / "unfinished", folder)
-        if not killed(folder, after, at=at, how=how):
+        shutil.copytree(before, folder)
+        died, kept, asked = killed(stub, folder, after, at=at, how=how)
+        if not died:
             break
-        resume(stub, folder, after, said="Sing: text ", generation=2)
+        asked |= resume(stub, folder, after, said=said, kept=kept, generation=2)
+        assert asked == set(range(ROWS)) - {5}, "an answer of before the restart was taken for one of after it"
     assert 15 < at < 99
 
 
@@ -135,6 +145,7 @@ def test_killed_again_and_again(
     rows: list[Any] = texts(ROWS)
     rows[5] = b"{no json"
     job = job_of(stub, write_rows(folder / "rows.jsonl", rows))
+    kept: set[int] = set()
     for at, how in kills:
-        killed(folder / "run", job, at=at, how=how)
-    resume(stub, folder / "run", job, said="Say: text ")
+        kept |= killed(stub, folder / "run", job, at=at, how=how)[1]
+    resume(stub, folder / "run", job, said="Say: text ", kept=kept)
