@@ -58,7 +58,8 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=None, help="how many (the DAG's default if not given)")
     parser.add_argument("--stay", action="store_true", help="run nothing; keep Airflow and the model up until Ctrl-C")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         with _only_one(), _model() as model_url, _airflow(model_url) as airflow:
             if arguments.stay:
@@ -83,7 +84,7 @@ def _only_one() -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ProgramError("Another `make demo` or `make airflow` of this checkout runs; stop it first.") from None
+            raise SystemExit("Another `make demo` or `make airflow` of this checkout runs; stop it first.") from None
         yield
 
 
@@ -292,6 +293,8 @@ def _say(text: str) -> None:
 
 
 def _interrupt(*_: object) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # stopping takes some seconds; a second Ctrl-C must not cut it short
     raise KeyboardInterrupt
 
 
