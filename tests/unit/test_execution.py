@@ -443,7 +443,7 @@ def test_storage_that_fails_during_the_run_ends_the_try_and_the_next_goes_on(
 
     stub.behaviour.delay_s = 0.02
     with pytest.raises(StorageError, match="disk full"):
-        run(job_of(stub, source, flush_rows=1, flush_interval_s=0.001), Full(str(folder)))
+        run(job_of(stub, source, max_in_flight=1, flush_rows=1), Full(str(folder)))  # one row a flush
     kept = kept_indices(folder)
     second = Try(job_of(stub, source), store)
     second()
