@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_llm_provider.core.dispatch import Probe, Send, Stop, Ticket, Wait
-from airflow_llm_provider.core.retry import Failure
+from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.endpoint.identity import resolve_model
 from airflow_llm_provider.exceptions import LLMBatchError, RunStoppedError, StaleRunError, TooManyErrorsError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from airflow_llm_provider.batch.feeder import Feeder
     from airflow_llm_provider.batch.recorder import Recorder
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from airflow_llm_provider.endpoint.client import EndpointClient
     from airflow_llm_provider.endpoint.identity import ServedModel
 
-IDENTITY_INTERVAL_S = 60.0
-"""How often the server is asked whether it still serves the same model under the name."""
+IDENTITY_INTERVAL_S = 15.0
+"""How often the server is asked whether it is there and still serves the same model under the name."""
+
+SECOND_LOOK_S = 5.0
+"""How soon it is asked again after it refused a connection."""
 
 
 class Runner:
@@ -64,10 +67,13 @@ class Runner:
         self._request_prefix = request_prefix
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._requests: set[asyncio.Task[None]] = set()
+        self._flights: set[asyncio.Task[None]] = set()
+        self._probes: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._feeder: Feeder | None = None
         self._errored_seen = 0
+        self._answers = 0
+        self._abandoned: dict[asyncio.Task[None], Failure] = {}
 
     async def run(self, feeder: Feeder, stop: StopSwitch, companions: Sequence[Callable[[], Awaitable[None]]]) -> None:
         """Run to the end, or until an error or `stop` ends the try; what has settled is flushed either way.
@@ -92,7 +98,7 @@ class Runner:
             stop.detach()
             if self._timer is not None:
                 self._timer.cancel()
-            await _cancel([*helpers, *self._requests])
+            await _cancel([*helpers, *self._flights, *self._probes])
             self._recorder.close()
             await recording
         if not self._ledger.finished:
@@ -107,9 +113,9 @@ class Runner:
             match self._dispatcher.next(self._loop.time()):
                 case Send(tickets):
                     for ticket in tickets:
-                        self._start(self._send(ticket))
+                        self._start(self._send(ticket), self._flights)
                 case Probe():
-                    self._start(self._probe())
+                    self._start(self._probe(), self._probes)
                 case Stop(error):
                     self._end(error)
                     return
@@ -121,17 +127,25 @@ class Runner:
             if self._feeder.exhausted and not self._dispatcher.queued and not self._dispatcher.in_flight:
                 self._end(None)
 
-    def _start(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._requests.add(task)
+    def _start(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
+        task = self._loop.create_task(work)
+        among.add(task)
+        task.add_done_callback(among.discard)
         task.add_done_callback(self._request_ended)
 
     async def _send(self, ticket: Ticket) -> None:
         request = ticket.request
         request_id = f"{self._request_prefix}-{request.index}-{ticket.sends}"
-        result = await self._client.send(request.path, request.body, request_id=request_id)
+        try:
+            result = await self._client.send(request.path, request.body, request_id=request_id)
+        except asyncio.CancelledError:
+            given_up = self._abandoned.pop(_current(), None)
+            if given_up is None:
+                raise
+            result = given_up
         now = self._loop.time()
         if not isinstance(result, Failure):
+            self._answers += 1
             self._dispatcher.answered(ticket, now)
             self._recorder.succeeded(request, result, ticket.sends)
         elif (error := self._dispatcher.failed(ticket, result, now)) is not None:
@@ -153,9 +167,28 @@ class Runner:
         return None
 
     async def _watch_identity(self) -> None:
+        """Look at the server from time to time: for a swapped model, and for a stop that it never completes.
+
+        A vLLM told to stop may close its port, answer nothing more, and wait for its connections to close, while we
+        wait for its answers. Refused twice with no answer in between, the requests in flight are given up.
+        """
+        refused_at: int | None = None  # answers counted when a connection was first refused
         while True:
-            await asyncio.sleep(IDENTITY_INTERVAL_S)
-            await self._identify()  # a failure to answer shows in the requests soon enough
+            await asyncio.sleep(IDENTITY_INTERVAL_S if refused_at is None else SECOND_LOOK_S)
+            failure = await self._identify()  # other failures show in the requests soon enough
+            if failure is None or failure.kind is not FailureKind.UNREACHABLE:
+                refused_at = None
+            elif refused_at == self._answers:
+                self._abandon(failure)
+                refused_at = None
+            else:
+                refused_at = self._answers
+
+    def _abandon(self, failure: Failure) -> None:
+        """Give up every request in flight, as if each had ended with `failure`."""
+        for task in self._flights:
+            self._abandoned[task] = failure
+            task.cancel()
 
     def _check_tolerance(self) -> None:
         totals = self._ledger.totals
@@ -173,7 +206,7 @@ class Runner:
             )
 
     def _request_ended(self, task: asyncio.Task[None]) -> None:
-        self._requests.discard(task)
+        self._abandoned.pop(task, None)
         self._helper_ended(task)
         self.pump()
 
@@ -212,6 +245,13 @@ def check_swap(now: ServedModel, then: ServedModel) -> None:
             f"The model was swapped under the name {now.id!r}: this run began with {then.root}, and {now.root} is "
             "served now. Serve the first one again, or set on_stale='restart' to begin this run anew"
         )
+
+
+def _current() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    if task is None:
+        raise AssertionError("not inside a task")
+    return task
 
 
 async def _cancel(tasks: list[asyncio.Future[None]]) -> None:

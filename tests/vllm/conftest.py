@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tools.local_airflow import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,10 +65,8 @@ def start(model: Path) -> Callable[..., AbstractContextManager[RealVLLM]]:
     """Starts a server with flags; it is gone, engine and all, at the end of the `with`."""
 
     @contextmanager
-    def started(*flags: str) -> Iterator[RealVLLM]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    def started(*flags: str, port: int | None = None) -> Iterator[RealVLLM]:
+        port = port or free_port()
         command = ["bash", TOOLS / "serve.sh", VENV, model, str(port), "--enforce-eager", "--api-key", API_KEY, *flags]
         environment = {**os.environ, "MAX_MODEL_LEN": "8192"}
         started = subprocess.run(
