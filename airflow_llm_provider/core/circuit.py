@@ -113,7 +113,7 @@ class Circuit:
 
     def impatient(self, now: float) -> bool:
         """Whether the endpoint has gone without an answer for longer than the patience."""
-        return self._since is not None and now - self._since >= self.patience_s
+        return self.deadline is not None and now >= self.deadline  # the very sum that `Wait` names: no rounding between
 
     def describe(self, now: float) -> str:
         """Why nothing is sent and when the next look is, for the log."""

@@ -132,6 +132,14 @@ def test_patience_is_measured_from_the_beginning_of_the_trouble() -> None:
     assert made.impatient(150)
 
 
+def test_patience_ends_at_the_very_deadline_it_names_whatever_rounding_does() -> None:
+    began = next(since for since in (n / 7 for n in range(3_000, 100_000)) if (since + 600.0) - since < 600.0)
+    made = circuit(patience_s=600.0)
+    made.failed(BUSY, began)
+    assert made.deadline is not None
+    assert made.impatient(made.deadline), "whoever waits until the deadline would wait for a moment that is past"
+
+
 def test_an_answer_ends_the_trouble_but_not_while_the_endpoint_is_lost() -> None:
     made = circuit()
     made.failed(LOST, 0)
