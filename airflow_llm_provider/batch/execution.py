@@ -6,7 +6,6 @@ Owns the order of these steps and the decision to resume, restart or refuse. Doe
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 from datetime import datetime
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from airflow_llm_provider.batch.clock import utc_now
+from airflow_llm_provider.batch.loop import run_apart
 from airflow_llm_provider.batch.preflight import identify
 from airflow_llm_provider.batch.prepare import Preparer
 from airflow_llm_provider.batch.runner import check_swap
@@ -190,7 +190,7 @@ class _JobRun:
     def _ask_endpoint(self, wanted: str | None) -> dict[str, Any]:
         """What serves the model, in the form that ``run.json`` keeps."""
         self._check_stop()
-        identity = asyncio.run(identify(self._job.endpoint, self._stop))
+        identity = run_apart(identify(self._job.endpoint, self._stop), self._stop)
         served = resolve_model(identity, wanted)
         log.info(
             "The endpoint %s serves %s (root %s, version %s%s)",
@@ -254,7 +254,7 @@ class _JobRun:
                 try_token=self._try_token,
                 stop=self._stop,
             )
-            asyncio.run(work)
+            run_apart(work, self._stop)
         return self._finish(document, ledger, parts)
 
     def _finish(self, document: RunDocument, ledger: Ledger, parts: Parts) -> dict[str, Any]:
