@@ -43,7 +43,8 @@ BATCH = frozenset({Workload.SCHEDULED_BATCH, Workload.BURST_BATCH})
 """The workloads a batch task may be."""
 
 HEADROOM_SHARE = 4
-"""The table's headroom takes at most one slot in so many: on a small server it must not leave batch nothing."""
+"""The table's headroom takes at most one slot in so many, though always one: on a small server it must not leave batch
+nothing, and one free slot does more for real-time than any priority does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +52,8 @@ class Policy:
     """What follows from a workload and a placement where nobody says otherwise.
 
     Attributes:
-        priority: vLLM's ``priority``, lower is earlier, and a request that names none has 0; None: not sent, since a
-            server without ``--scheduling-policy priority`` refuses it.
+        priority: vLLM's ``priority``, lower is earlier, and a request that names none has 0; None: not sent. A server
+            without ``--scheduling-policy priority`` ignores it silently.
         pool_option: the provider configuration's option that names the Airflow pool; None: ``default_pool``.
         priority_weight: Airflow's, absolute: who gets a pool's next slot, highest first.
         default_window: whether batch waits for 23:00-07:00 Europe/London where the connection names no window.
@@ -81,7 +82,7 @@ class Policy:
 
     def headroom_of(self, slots: int | None) -> int:
         """The headroom on a server of `slots` sequences (None: not known), which may be too small for the table's."""
-        return self.headroom if slots is None else min(self.headroom, slots // HEADROOM_SHARE)
+        return self.headroom if slots is None else min(self.headroom, max(slots // HEADROOM_SHARE, 1), slots - 1)
 
 
 _Row = tuple[int | None, str | None, int, bool, int, bool, float, bool]

@@ -88,8 +88,10 @@ def test_only_burst_batch_may_open_a_window_early():
     assert {workload for (workload, _), policy in POLICIES.items() if policy.deadline_opens} == {Workload.BURST_BATCH}
 
 
-@pytest.mark.parametrize(("slots", "headroom"), [(None, 16), (256, 16), (64, 16), (63, 15), (8, 2), (4, 1), (1, 0)])
-def test_headroom_never_takes_a_small_server_whole(slots, headroom):
+@pytest.mark.parametrize(
+    ("slots", "headroom"), [(None, 16), (256, 16), (64, 16), (63, 15), (8, 2), (4, 1), (2, 1), (1, 0)]
+)
+def test_headroom_leaves_both_something_on_a_small_server(slots, headroom):
     assert POLICIES[Workload.SCHEDULED_BATCH, Placement.SHARED].headroom_of(slots) == headroom
 
 
