@@ -80,6 +80,30 @@ _CONFIG: dict[str, Any] = {
                 "default": "64",
                 "version_added": "0.1.0",
             },
+            "pool_scheduled_batch": {
+                "description": "The Airflow pool of scheduled-batch tasks whose DAG names none. "
+                "It must exist: a task in a missing pool never starts. Empty means default_pool.",
+                "type": "string",
+                "example": "llm_scheduled_batch",
+                "default": "",
+                "version_added": "0.1.0",
+            },
+            "pool_burst_batch": {
+                "description": "The Airflow pool of burst-batch tasks whose DAG names none. "
+                "It must exist: a task in a missing pool never starts. Empty means default_pool.",
+                "type": "string",
+                "example": "llm_burst_batch",
+                "default": "",
+                "version_added": "0.1.0",
+            },
+            "requests_per_slot": {
+                "description": "Requests in flight that one slot of a pool stands for: a task has at most its "
+                "pool_slots times as many. Empty means that slots do not cap them.",
+                "type": "integer",
+                "example": "16",
+                "default": "",
+                "version_added": "0.1.0",
+            },
             "flush_interval_s": {
                 "description": "Seconds after which settled rows are journalled at the latest.",
                 "type": "float",
@@ -96,10 +120,10 @@ _CONFIG: dict[str, Any] = {
             },
             "outage_patience_s": {
                 "description": "Seconds a try waits for an endpoint that is down or without capacity, "
-                "before it leaves the rest to the next try.",
+                "before it leaves the rest to the next try. Empty means as long as suits the task's workload.",
                 "type": "float",
-                "example": "1800",
-                "default": "600",
+                "example": "900",
+                "default": "",
                 "version_added": "0.1.0",
             },
         },

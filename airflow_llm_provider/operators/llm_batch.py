@@ -18,6 +18,7 @@ from airflow_llm_provider.batch.stop import StopSwitch
 from airflow_llm_provider.core.identity import RunIdentity
 from airflow_llm_provider.core.prompt import RequestSpec, RequestTemplate
 from airflow_llm_provider.core.tolerance import Tolerance
+from airflow_llm_provider.core.workload import POLICIES, Placement, Workload, batch_workload, placement_of
 from airflow_llm_provider.exceptions import ConfigurationError, NoRetryError, RetryLaterError
 from airflow_llm_provider.hooks.compat import AirflowException, AirflowFailException, AirflowSkipException
 from airflow_llm_provider.hooks.vllm import VLLMHook
@@ -25,6 +26,7 @@ from airflow_llm_provider.operators.context import NAMES, prompt_context
 from airflow_llm_provider.operators.effective import Effective, configured, first_set, from_dag
 from airflow_llm_provider.operators.marker import RunMarker
 from airflow_llm_provider.operators.paths import browse_link, result_uri
+from airflow_llm_provider.operators.placing import place, place_mapped
 from airflow_llm_provider.storage.jsonl import JsonlSource
 from airflow_llm_provider.storage.manifest import for_xcom
 from airflow_llm_provider.storage.source import ListSource
@@ -32,6 +34,7 @@ from airflow_llm_provider.storage.store import RunStore
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from airflow.sdk.definitions.mappedoperator import OperatorPartial
     from airflow.sdk.types import TaskInstanceKey
 
     from airflow_llm_provider.core.prompt import Endpoint
@@ -42,7 +45,6 @@ CHUNK_ROWS = 1000
 MAX_IN_FLIGHT = 64
 FLUSH_ROWS = 100
 FLUSH_INTERVAL_S = 2.0
-OUTAGE_PATIENCE_S = 600.0
 
 
 class ResultsLink(BaseOperatorLink):
@@ -92,6 +94,13 @@ class LLMBatchOperator(BaseOperator):
         on_stale: ``fail`` or ``restart``, where a run lies there whose prompt, parameters, model or input differed.
         rerun: do a finished run again when its task is cleared; unfinished runs are resumed either way.
         on_empty: ``succeed``, ``skip`` or ``fail`` where the input has no rows. No file at all is always an error.
+        workload: ``scheduled-batch`` or ``burst-batch``; what follows from it stands in `docs/workloads.md`.
+        placement: ``dedicated``, ``shared`` or ``time-shifted``: the connection's by default, and never freer than it.
+        pool: Airflow's; by default the one that the provider configuration names for the workload.
+        pool_slots: slots of the pool; where the provider configuration says `requests_per_slot`, they cap the requests
+            in flight.
+        priority_weight: Airflow's; the workload's by default.
+        weight_rule: Airflow's, but ``absolute`` by default.
         retries: as any operator's, but 3 by default: a retry is how a run survives its worker.
         **kwargs: as for any operator.
 
@@ -126,10 +135,24 @@ class LLMBatchOperator(BaseOperator):
         on_stale: Literal["fail", "restart"] = "fail",
         rerun: bool = False,
         on_empty: Literal["succeed", "skip", "fail"] = "succeed",
-        retries: int = 3,  # named here, so that default_args beat it and mapped tasks see it
+        workload: str = Workload.SCHEDULED_BATCH,
+        placement: str | None = None,
+        pool: str | None = None,  # from here on, what `partial` must tell the scheduler: see `operators.placing`
+        pool_slots: int = 1,
+        priority_weight: int | None = None,
+        weight_rule: Any = None,
+        retries: int = 3,
         **kwargs: Any,
     ) -> None:
-        super().__init__(retries=retries, **kwargs)
+        placed = place(
+            workload=workload,
+            placement=placement,
+            pool=pool,
+            pool_slots=pool_slots,
+            priority_weight=priority_weight,
+            weight_rule=weight_rule,
+        )
+        super().__init__(retries=retries, **placed, **kwargs)
         self.source = source
         self.prompt = prompt
         self.messages = messages
@@ -150,8 +173,17 @@ class LLMBatchOperator(BaseOperator):
         self.on_stale = on_stale
         self.rerun = rerun
         self.on_empty = on_empty
+        self.workload = workload
+        self.placement = placement
         self.results_link = ""
         self._check_arguments()
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> OperatorPartial:
+        """As any operator's, with a plain task's defaults: Airflow's own would not see them."""
+        mapped = super().partial(**kwargs)
+        place_mapped(cls, mapped.kwargs, given=kwargs, dag=mapped.kwargs["dag"], task_group=mapped.kwargs["task_group"])
+        return mapped
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the batch.
@@ -220,6 +252,7 @@ class LLMBatchOperator(BaseOperator):
 
     def _effective(self, endpoint: EndpointSettings, uri: str, base: Effective[str]) -> dict[str, Effective[Any]]:
         connection = f"connection {self.vllm_conn_id}"
+        policy = POLICIES[batch_workload(self.workload), placement_of(self.placement or Placement.DEDICATED)]
         values: list[Effective[Any]] = [
             from_dag("vllm_conn_id", self.vllm_conn_id, VLLMHook.default_conn_name),
             Effective("base_url", endpoint.base_urls[0], connection),
@@ -244,7 +277,11 @@ class LLMBatchOperator(BaseOperator):
             from_dag("retries", self.retries, 3),
             first_set("flush_rows", [configured("flush_rows", int)], FLUSH_ROWS),
             first_set("flush_interval_s", [configured("flush_interval_s", float)], FLUSH_INTERVAL_S),
-            first_set("outage_patience_s", [configured("outage_patience_s", float)], OUTAGE_PATIENCE_S),
+            first_set(
+                "outage_patience_s",
+                [configured("outage_patience_s", float), (policy.outage_patience_s, f"workload {self.workload}")],
+                policy.outage_patience_s,
+            ),
             Effective("request_timeout_s", endpoint.request_timeout_s, connection),
         ]
         return {value.name: value for value in values}
