@@ -11,11 +11,15 @@ import logging
 import os
 import re
 from importlib.metadata import distributions
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pendulum
 from airflow.sdk import DAG, CronTriggerTimetable, ObjectStoragePath, Param, get_current_context, task
 
 from airflow_llm_provider.operators.llm_batch import LLMBatchOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import DagRunProtocol
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +40,24 @@ def prose(readme: str) -> str:
 
 # [END prose]
 
+
+# [START night]
+LONDON = "Europe/London"
+MORNING = 7  # o'clock: what runs before it belongs to the night that began the evening before
+
+
+def night_of(run: DagRunProtocol) -> pendulum.Date:
+    """The evening of the night that `run` is for, whenever it runs: a backfill's is long past."""
+    moment = pendulum.instance(run.logical_date or run.run_after).in_timezone(LONDON)
+    return moment.date().subtract(days=1 if moment.hour < MORNING else 0)
+
+
+# [END night]
+
 # [START dag]
 with DAG(
     dag_id="nightly_summarisation",
-    schedule=CronTriggerTimetable("0 23 * * *", timezone="Europe/London"),
+    schedule=CronTriggerTimetable("0 23 * * *", timezone=LONDON),
     catchup=False,
     max_active_runs=1,  # two nights never compete for the GPUs
     params={
@@ -47,6 +65,7 @@ with DAG(
         "documents": Param(24, type="integer", minimum=1),
         "characters": Param(400, type="integer", minimum=100),
     },
+    user_defined_macros={"night_of": night_of},
     doc_md=__doc__,
 ) as dag:
     # [START collect]
@@ -77,6 +96,7 @@ with DAG(
         temperature=0.0,
         max_tokens=40,
         extra_body={"frequency_penalty": 0.5},  # small models repeat themselves
+        result_path="nightly_summarisation/{{ night_of(dag_run) }}/{{ run_id }}",  # weekly_report looks here
     )
     # [END summarise]
 

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow_llm_provider.core.identity import RunIdentity
 from tools.airflow_rest import FINAL_RUN_STATES, AirflowRestError
 from tools.local_airflow import LocalAirflow
 from tools.program import Program, ProgramError, end_leftovers, write_records
@@ -178,7 +177,6 @@ class _Watch:
         self._airflow = airflow
         self._run_id = run_id
         self._states: dict[str, tuple[str | None, int]] = {}
-        self._progress = _results_folder(run_id) / "_run" / "progress.json"
         self._last = ""
         self._next_line_at = 0.0
 
@@ -213,7 +211,7 @@ class _Watch:
         if self._states.get(TASK_ID, ("", 0))[0] != "running":
             return
         with suppress(FileNotFoundError):
-            text = _progress_line(json.loads(self._progress.read_text()))
+            text = _progress_line(json.loads((_results_folder(self._run_id) / "_run" / "progress.json").read_text()))
             if text == self._last:
                 return
             if sys.stdout.isatty():
@@ -237,8 +235,9 @@ def _progress_line(progress: dict[str, Any]) -> str:
 
 
 def _results_folder(run_id: str) -> Path:
-    identity = RunIdentity(dag_id=DAG_ID, task_id=TASK_ID, run_id=run_id, map_index=-1)
-    return HOME / "results" / identity.path()
+    """Where the DAG lets the run's results lie: in the folder of its night."""
+    nights = HOME / "results" / DAG_ID
+    return next(nights.glob(f"*/{run_id}"), nights / "night" / run_id)
 
 
 def _say_results(airflow: LocalAirflow, run_id: str) -> None:

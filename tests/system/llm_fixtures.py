@@ -31,10 +31,17 @@ class StubProcess:
 
     def state(self, **fields: object) -> None:
         """Set fields of the stub's `Behaviour`."""
+        self._send("PATCH", "/_state", fields)
+
+    def faults(self, *rules: dict) -> None:
+        """What goes wrong from now on: `Rule`s as JSON. None: nothing."""
+        self._send("PUT", "/_faults", list(rules))
+
+    def _send(self, method: str, path: str, content: object) -> None:
         request = urllib.request.Request(
-            f"{self.url}/_state",
-            data=json.dumps(fields).encode(),
-            method="PATCH",
+            f"{self.url}{path}",
+            data=json.dumps(content).encode(),
+            method=method,
             headers={"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=30):

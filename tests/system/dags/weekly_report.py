@@ -1,0 +1,1 @@
+../../../example_dags/weekly_report.py
