@@ -41,6 +41,41 @@ _CONN_FIELDS: dict[str, Any] = {
         "description": "Seconds for a whole request, queueing in the server included. Empty: 3600.",
         "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
     },
+    "placement": {
+        "label": "Placement",
+        "description": "dedicated, shared or time-shifted: whose GPUs these are. A DAG may ask for a stricter one.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "window": {
+        "label": "Window",
+        "description": "When batch may run, e.g. 23:00-07:00 Europe/London mon-fri. A DAG may ask for a narrower one.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "max_in_flight": {
+        "label": "Requests in flight",
+        "description": "At most, for each batch task.",
+        "schema": {"type": ["integer", "null"], "minimum": 1},
+    },
+    "headroom": {
+        "label": "Headroom",
+        "description": "Sequences of the slots that batch leaves free for real-time, at least.",
+        "schema": {"type": ["integer", "null"], "minimum": 0},
+    },
+    "priority": {
+        "label": "vLLM priority",
+        "description": "The most urgent that batch may ask for; lower runs earlier. Empty: what the workload says.",
+        "schema": {"type": ["integer", "null"]},
+    },
+    "early_for_deadline": {
+        "label": "Early for a deadline",
+        "description": "true: a burst that would miss its deadline inside the window may run outside it.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "hold": {
+        "label": "Hold switch",
+        "description": "true, or the reason in words: batch stops within 10 s and waits until this is empty again.",
+        "schema": {"type": ["string", "null"]},
+    },
 }
 
 _FIELD_BEHAVIOUR: dict[str, Any] = {
@@ -158,5 +193,6 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "extra-links": ["airflow_llm_provider.operators.llm_batch.ResultsLink"],
+        "cli": ["airflow_llm_provider.cli.definition.get_llm_batch_cli_commands"],
         "config": _CONFIG,
     }

@@ -15,6 +15,7 @@ import orjson
 from airflow_llm_provider.batch.job import BatchJob
 from airflow_llm_provider.core.identity import RunIdentity
 from airflow_llm_provider.core.prompt import RequestSpec
+from airflow_llm_provider.core.release import Terms
 from airflow_llm_provider.core.tolerance import Tolerance
 from airflow_llm_provider.endpoint.settings import EndpointSettings
 from airflow_llm_provider.storage.jsonl import JsonlSource
@@ -70,7 +71,7 @@ def make_job(url: str, rows: Path, *, max_in_flight: int, chunk_rows: int = 1000
         model=None,
         source=JsonlSource([str(rows)]),
         chunk_rows=chunk_rows,
-        max_in_flight=max_in_flight,
+        terms=Terms(limit=max_in_flight),
         tolerance=Tolerance(0.0),
         epoch=1,
     )

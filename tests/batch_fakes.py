@@ -12,6 +12,7 @@ from airflow_llm_provider.batch.job import BatchJob
 from airflow_llm_provider.batch.stop import StopSwitch
 from airflow_llm_provider.core.identity import RunIdentity
 from airflow_llm_provider.core.prompt import RequestSpec
+from airflow_llm_provider.core.release import Terms
 from airflow_llm_provider.core.tolerance import Tolerance
 from airflow_llm_provider.endpoint.settings import EndpointSettings
 from airflow_llm_provider.exceptions import StorageError
@@ -49,7 +50,7 @@ def job_of(stub: StubVLLM | str, source: str | JsonlSource | Any, **changes: Any
         model=None,
         source=JsonlSource([source]) if isinstance(source, str) else source,
         chunk_rows=4,
-        max_in_flight=4,
+        terms=Terms(limit=changes.pop("max_in_flight", 4)),
         tolerance=Tolerance(1.0),
         epoch=0,
         flush_rows=2,

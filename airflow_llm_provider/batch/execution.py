@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from airflow_llm_provider.batch.clock import utc_now
+from airflow_llm_provider.batch.gate import await_release
 from airflow_llm_provider.batch.loop import run_apart
 from airflow_llm_provider.batch.preflight import identify
 from airflow_llm_provider.batch.prepare import Preparer
@@ -72,6 +73,7 @@ def run_job(
     Raises:
         LLMBatchError: see `exceptions` for which of them a retry mends.
         EmptySourceSkip: the source has no rows and the job says to skip then.
+        RunHeld: the run may not begin or go on for a while; what has settled is kept.
     """
     return _JobRun(job, store, stop, begun or (lambda: None)).run()
 
@@ -145,6 +147,7 @@ class _JobRun:
 
     def _begin(self, *, after: RunDocument | None, why: str | None) -> dict[str, Any]:
         """Scan, write the intent of a first generation, or of the next one in place of `after`, and work it off."""
+        self._await_release()
         log.info("Reading the source once, to count, pin and check it")
         scan = self._job.source.scan(self._job.chunk_rows)
         rows = scan.plan.total_rows
@@ -175,6 +178,7 @@ class _JobRun:
 
     def _resume(self, document: RunDocument) -> dict[str, Any]:
         """Go on with the run that lies there."""
+        self._await_release()
         then = document.served
         if then:
             now = self._ask_endpoint(then["model"])
@@ -186,6 +190,10 @@ class _JobRun:
         if document.state == "clearing":
             document = opening.finish_clearing(self._store, document)
         return self._work(document)
+
+    def _await_release(self) -> None:
+        """Wait a little for window and switch; raises RunHeld where it would be long. Latency is the gate's to see."""
+        run_apart(await_release(self._job.terms, self._job.switch, self._stop), self._stop)
 
     def _ask_endpoint(self, wanted: str | None) -> dict[str, Any]:
         """What serves the model, in the form that ``run.json`` keeps."""
@@ -213,7 +221,7 @@ class _JobRun:
 
     def _check_sample(self, scan: Scan, model: str) -> None:
         """Refuse to begin where none of the first rows can become a request: then it is the DAG that is wrong."""
-        preparer = Preparer(RequestTemplate(self._job.requests, model=model))
+        preparer = Preparer(RequestTemplate(self._job.requests, model=model), priority=self._job.priority)
         chunks = (scan.plan.chunk(number) for number in range(len(scan.plan)))
         rows = chain.from_iterable(self._job.source.rows(scan.snapshot, chunk) for chunk in chunks)
         prepared = [preparer.prepare(row) for row in islice(rows, SAMPLE_ROWS)]
@@ -274,6 +282,7 @@ class _JobRun:
             dead_letters=errored,
         )
         built["epoch"] = self._job.epoch
+        built["release"] = dict(self._job.agreed)
         opening.finish(self._store, built)
         return built
 

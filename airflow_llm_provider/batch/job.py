@@ -5,14 +5,18 @@ Owns the value. Does not do anything (`execution`) and does not know Airflow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
+from airflow_llm_provider.batch.switch import HoldSwitch
 from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from airflow_llm_provider.core.identity import RunIdentity
     from airflow_llm_provider.core.prompt import RequestSpec
+    from airflow_llm_provider.core.release import Terms
     from airflow_llm_provider.core.tolerance import Tolerance
     from airflow_llm_provider.endpoint.settings import EndpointSettings
     from airflow_llm_provider.storage.source import Source
@@ -29,7 +33,10 @@ class BatchJob:
         model: the model to ask for; None lets the server decide where it serves exactly one.
         source: the rows.
         chunk_rows: rows per part.
-        max_in_flight: requests in flight at most.
+        terms: when it may run, and how many requests may be in flight.
+        agreed: the same for people, in JSON values; kept in the manifest.
+        switch: the connection's hold switch.
+        priority: vLLM's; None: not sent.
         max_attempts: how often a row may fail by itself before it errors.
         tolerance: how many errored rows the run bears.
         on_stale: what to do where a run lies there that was shaped differently.
@@ -51,9 +58,12 @@ class BatchJob:
     model: str | None
     source: Source
     chunk_rows: int
-    max_in_flight: int
+    terms: Terms
     tolerance: Tolerance
     epoch: int
+    agreed: Mapping[str, Any] = field(default_factory=dict)
+    switch: HoldSwitch = field(default_factory=lambda: HoldSwitch(lambda: None))
+    priority: int | None = None
     max_attempts: int = 5
     on_stale: Literal["fail", "restart"] = "fail"
     rerun: bool = False
@@ -64,7 +74,7 @@ class BatchJob:
     outage_patience_s: float = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("chunk_rows", "max_in_flight", "max_attempts", "flush_rows"):
+        for name in ("chunk_rows", "max_attempts", "flush_rows"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be 1 or more, not {getattr(self, name)}")
         for name in ("flush_interval_s", "outage_patience_s"):

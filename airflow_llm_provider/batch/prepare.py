@@ -28,10 +28,12 @@ class Preparer:
 
     Args:
         template: the run's compiled prompts.
+        priority: vLLM's, sent with every request; None: not sent. A batch line may ask for a later one of its own.
     """
 
-    def __init__(self, template: RequestTemplate) -> None:
+    def __init__(self, template: RequestTemplate, *, priority: int | None = None) -> None:
         self._template = template
+        self._priority = priority
 
     def prepare(self, row: SourceRow) -> RowRequest | BadRow:
         """The request `row` becomes; never raises for the row's sake."""
@@ -40,10 +42,21 @@ class Preparer:
             fields = _parse(row.raw)
             label = _label(fields, label)
             path, body = self._template.build(fields)
-            return RowRequest(row.index, label, path, orjson.dumps(_streaming(body)), row.position)
+            body = self._prioritised(_streaming(body))
+            return RowRequest(row.index, label, path, orjson.dumps(body), row.position)
         except (RowRejectedError, TypeError) as error:  # TypeError: a value that JSON cannot say
             message = f"{row.position}: {error}".encode("utf-8", "replace").decode()  # may quote half a surrogate pair
             return BadRow(row.index, label, row.position, message, _raw(row.raw))
+
+    def _prioritised(self, body: dict[str, Any]) -> dict[str, Any]:
+        if self._priority is None:
+            return body
+        own = body.get("priority", self._priority)
+        if not isinstance(own, int) or own < self._priority:
+            raise RowRejectedError(
+                f"its priority is {own!r}; the run's is {self._priority}, and lower ones run earlier"
+            )
+        return {**body, "priority": own}
 
 
 def _parse(raw: bytes | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ from airflow_llm_provider.exceptions import StorageError
 from airflow_llm_provider.storage import layout
 
 if TYPE_CHECKING:
+    from airflow_llm_provider.batch.gate import Gate
     from airflow_llm_provider.core.dispatch import Dispatcher
     from airflow_llm_provider.core.ledger import Ledger
     from airflow_llm_provider.storage.store import RunStore
@@ -43,6 +44,12 @@ class Reporter:
         self._dispatcher = dispatcher
         self._meter = PaceMeter()
         self._state = State.UP
+        self._eta_s: float | None = None
+        self.gate: Gate | None = None
+
+    def remaining_s(self) -> float | None:
+        """How long the rest takes at the pace of late; None while nobody knows."""
+        return self._eta_s
 
     async def run(self) -> None:
         """Report until cancelled."""
@@ -67,12 +74,15 @@ class Reporter:
 
     def _pace(self, now: float) -> Pace:
         totals = self._ledger.totals
-        return self._meter.sample(
+        pace = self._meter.sample(
             now=now,
             done=totals.done,
             total=self._ledger.plan.total_rows,
             completion_tokens=totals.usage.completion_tokens,
         )
+        if pace.eta_s is not None:  # a hold makes the pace unknown, and not what it was
+            self._eta_s = pace.eta_s
+        return pace
 
     def _log_state(self, now: float) -> None:
         """Say once that the endpoint went away, and once that it is back."""
@@ -82,6 +92,12 @@ class Reporter:
         elif circuit.state is not State.UP and circuit.state is not self._state:
             log.warning("Nothing is sent just now; the endpoint is %s", circuit.describe(now))
         self._state = circuit.state
+
+    def _hold_reason(self, now: float) -> str | None:
+        if self.gate is not None and self.gate.held is not None:
+            return self.gate.held.reason
+        circuit = self._dispatcher.circuit
+        return None if circuit.state is State.UP else circuit.describe(now)
 
     async def _write(self, pace: Pace, now: float) -> None:
         totals, circuit = self._ledger.totals, self._dispatcher.circuit
@@ -99,7 +115,7 @@ class Reporter:
             "in_flight": self._dispatcher.in_flight,
             "limit": self._dispatcher.limit,
             "endpoint": circuit.state,
-            "hold_reason": None if circuit.state is State.UP else circuit.describe(now),
+            "hold_reason": self._hold_reason(now),
         }
         data = orjson.dumps(progress, option=orjson.OPT_APPEND_NEWLINE)
         try:

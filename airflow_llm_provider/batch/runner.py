@@ -1,28 +1,29 @@
 """The runner: one event loop that carries out the dispatcher's commands and settles what comes of them.
 
-Owns the requests in flight and the end of a try. Does not decide what is sent when (`core.dispatch`), what a failure
-means (`core.retry`), or when anything is written (`recorder`).
+Owns the end of a try. Does not decide what is sent when (`core.dispatch`), whether anything may be (`gate`), what a
+failure means (`core.retry`), or when anything is written (`recorder`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from airflow_llm_provider.core.dispatch import Probe, Send, Stop, Ticket, Wait
+from airflow_llm_provider.batch.flights import Flights, Yielded, cancel
+from airflow_llm_provider.core.dispatch import Probe, Send, Stop, Wait
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.endpoint.identity import resolve_model
 from airflow_llm_provider.exceptions import LLMBatchError, RunStoppedError, StaleRunError, TooManyErrorsError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from airflow_llm_provider.batch.feeder import Feeder
     from airflow_llm_provider.batch.recorder import Recorder
     from airflow_llm_provider.batch.stop import StopSwitch
-    from airflow_llm_provider.core.dispatch import Dispatcher
+    from airflow_llm_provider.core.dispatch import Dispatcher, Ticket
     from airflow_llm_provider.core.ledger import Ledger
+    from airflow_llm_provider.core.request import Completion
     from airflow_llm_provider.core.tolerance import Tolerance
     from airflow_llm_provider.endpoint.client import EndpointClient
     from airflow_llm_provider.endpoint.identity import ServedModel
@@ -64,16 +65,14 @@ class Runner:
         self._ledger = ledger
         self._tolerance = tolerance
         self._served = served
-        self._request_prefix = request_prefix
         self._loop = asyncio.get_running_loop()
+        self._flights = Flights(client, request_prefix, landed=self._landed, broken=self.end)
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._flights: set[asyncio.Task[None]] = set()
         self._probes: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._feeder: Feeder | None = None
         self._errored_seen = 0
         self._answers = 0
-        self._abandoned: dict[asyncio.Task[None], Failure] = {}
 
     async def run(self, feeder: Feeder, stop: StopSwitch, companions: Sequence[Callable[[], Awaitable[None]]]) -> None:
         """Run to the end, or until an error or `stop` ends the try; what has settled is flushed either way.
@@ -98,7 +97,8 @@ class Runner:
             stop.detach()
             if self._timer is not None:
                 self._timer.cancel()
-            await _cancel([*helpers, *self._flights, *self._probes])
+            await cancel([*helpers, *self._probes])
+            await self._flights.close()
             self._recorder.close()
             await recording
         if not self._ledger.finished:
@@ -112,12 +112,13 @@ class Runner:
         while True:
             match self._dispatcher.next(self._loop.time()):
                 case Send(tickets):
-                    for ticket in tickets:
-                        self._start(self._send(ticket), self._flights)
+                    self._flights.start(tickets)
                 case Probe():
-                    self._start(self._probe(), self._probes)
+                    task = self._loop.create_task(self._probe())
+                    self._probes.add(task)
+                    task.add_done_callback(self._probe_ended)
                 case Stop(error):
-                    self._end(error)
+                    self.end(error)
                     return
                 case Wait(until):
                     self._wake_at(until)
@@ -125,31 +126,32 @@ class Runner:
         if self._feeder is not None:
             self._feeder.wake_if_low()
             if self._feeder.exhausted and not self._dispatcher.queued and not self._dispatcher.in_flight:
-                self._end(None)
+                self.end(None)
 
-    def _start(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
-        task = self._loop.create_task(work)
-        among.add(task)
-        task.add_done_callback(among.discard)
-        task.add_done_callback(self._request_ended)
+    def hold(self, *, yields: bool) -> None:
+        """Send nothing more; with `yields`, also give up what is in flight. The rows go again later."""
+        self._dispatcher.hold()
+        if yields:
+            self._flights.give_up(Yielded())
 
-    async def _send(self, ticket: Ticket) -> None:
-        request = ticket.request
-        request_id = f"{self._request_prefix}-{request.index}-{ticket.sends}"
-        try:
-            result = await self._client.send(request.path, request.body, request_id=request_id)
-        except asyncio.CancelledError:
-            given_up = self._abandoned.pop(_current(), None)
-            if given_up is None:
-                raise
-            result = given_up
+    def release(self, *, limit: int, closes_s: float | None) -> None:
+        """Send again; see `Dispatcher.release`."""
+        self._dispatcher.release(limit=limit, closes_s=closes_s)
+        self.pump()
+
+    def _landed(self, ticket: Ticket, ending: Completion | Failure | Yielded) -> None:
         now = self._loop.time()
-        if not isinstance(result, Failure):
-            self._answers += 1
-            self._dispatcher.answered(ticket, now)
-            self._recorder.succeeded(request, result, ticket.sends)
-        elif (error := self._dispatcher.failed(ticket, result, now)) is not None:
-            self._recorder.errored(request, error, ticket.sends)
+        match ending:
+            case Yielded():
+                self._dispatcher.yielded(ticket)
+            case Failure() as failure:
+                if (error := self._dispatcher.failed(ticket, failure, now)) is not None:
+                    self._recorder.errored(ticket.request, error, ticket.attempts)
+            case completion:
+                self._answers += 1
+                self._dispatcher.answered(ticket, now)
+                self._recorder.succeeded(ticket.request, completion, ticket.attempts)
+        self.pump()
 
     async def _probe(self) -> None:
         self._dispatcher.probed(await self._identify(), self._loop.time())
@@ -179,16 +181,10 @@ class Runner:
             if failure is None or failure.kind is not FailureKind.UNREACHABLE:
                 refused_at = None
             elif refused_at == self._answers:
-                self._abandon(failure)
+                self._flights.give_up(failure)
                 refused_at = None
             else:
                 refused_at = self._answers
-
-    def _abandon(self, failure: Failure) -> None:
-        """Give up every request in flight, as if each had ended with `failure`."""
-        for task in self._flights:
-            self._abandoned[task] = failure
-            task.cancel()
 
     def _check_tolerance(self) -> None:
         totals = self._ledger.totals
@@ -205,18 +201,18 @@ class Runner:
                 )
             )
 
-    def _request_ended(self, task: asyncio.Task[None]) -> None:
-        self._abandoned.pop(task, None)
+    def _probe_ended(self, task: asyncio.Task[None]) -> None:
+        self._probes.discard(task)
         self._helper_ended(task)
         self.pump()
 
     def _helper_ended(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._end(error)
+            self.end(error)
 
     def _stopped(self, reason: str) -> None:
         done, total = self._ledger.totals.done, self._ledger.plan.total_rows
-        self._end(RunStoppedError(f"{reason}: {done:,} of {total:,} rows are kept; the next try goes on from there"))
+        self.end(RunStoppedError(f"{reason}: {done:,} of {total:,} rows are kept; the next try goes on from there"))
 
     def _wake_at(self, until: float | None) -> None:
         if self._timer is not None:
@@ -225,7 +221,8 @@ class Runner:
         if until is not None:
             self._timer = self._loop.call_at(until, self.pump)
 
-    def _end(self, error: BaseException | None) -> None:
+    def end(self, error: BaseException | None) -> None:
+        """End the try, with `error` or, None, because there is nothing left to do; the first end stands."""
         if self._ended.done():
             return
         if error is None:
@@ -245,18 +242,3 @@ def check_swap(now: ServedModel, then: ServedModel) -> None:
             f"The model was swapped under the name {now.id!r}: this run began with {then.root}, and {now.root} is "
             "served now. Serve the first one again, or set on_stale='restart' to begin this run anew"
         )
-
-
-def _current() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
-    if task is None:
-        raise AssertionError("not inside a task")
-    return task
-
-
-async def _cancel(tasks: list[asyncio.Future[None]]) -> None:
-    """Cancel and wait, so that connections are closed and slots are free before the try ends."""
-    for task in tasks:
-        task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,6 +1,6 @@
 """Telling a running batch to stop, from a signal handler or another thread.
 
-Owns the hand-over to the event loop, which runs in another thread. Airflow's ``on_kill`` is called between two bytecodes
+Owns the hand-over to the event loop, which runs in another thread. Airflow calls ``on_kill`` between two bytecodes
 of the main thread, wherever that is; nothing is raised in ``execute``.
 """
 

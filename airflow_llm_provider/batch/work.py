@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from airflow_llm_provider.batch.backoff import exponential
 from airflow_llm_provider.batch.feeder import Feeder
+from airflow_llm_provider.batch.gate import Gate
 from airflow_llm_provider.batch.prepare import Preparer
 from airflow_llm_provider.batch.recorder import Recorder
 from airflow_llm_provider.batch.reporter import Reporter
 from airflow_llm_provider.batch.runner import Runner
+from airflow_llm_provider.batch.watch import LatencyWatch
 from airflow_llm_provider.core.circuit import Circuit
 from airflow_llm_provider.core.dispatch import Dispatcher
 from airflow_llm_provider.core.prompt import RequestTemplate
@@ -44,14 +46,18 @@ async def work_off(
 
     Raises:
         LLMBatchError: why this try ended before that; what had settled is kept.
+        RunHeld: the run may not go on for a while; the same.
     """
     model = document.served["model"]
     dispatcher = Dispatcher(
-        limit=job.max_in_flight,
+        limit=job.terms.limit,
         max_attempts=job.max_attempts,
         wait_s=exponential(first_s=1, max_s=60),
         circuit=Circuit(wait_s=exponential(first_s=0.5, max_s=30), patience_s=job.outage_patience_s),
     )
+    latency = getattr(job.endpoint, "latency", None) if job.terms.gated else None
+    watch = LatencyWatch(latency, job.endpoint) if latency else None
+    dispatcher.hold()  # until the gate says otherwise
     recorder = Recorder(ledger, journal, parts, flush_rows=job.flush_rows, flush_interval_s=job.flush_interval_s)
     reporter = Reporter(store, ledger, dispatcher)
     async with EndpointClient(job.endpoint, base_url=job.endpoint.base_urls[0]) as client:
@@ -67,14 +73,25 @@ async def work_off(
         feeder = Feeder(
             source=job.source,
             snapshot=document.snapshot,
-            preparer=Preparer(RequestTemplate(job.requests, model=model)),
+            preparer=Preparer(RequestTemplate(job.requests, model=model), priority=job.priority),
             ledger=ledger,
             journal=journal,
             recorder=recorder,
             dispatcher=dispatcher,
             fed=runner.pump,
         )
+        gate = Gate(
+            job.terms,
+            switch=job.switch,
+            watch=watch,
+            runner=runner,
+            dispatcher=dispatcher,
+            ledger=ledger,
+            remaining_s=reporter.remaining_s,
+        )
+        reporter.gate = gate
+        companions = [reporter.run, gate.run, job.switch.run, *([watch.run] if watch else [])]
         try:
-            await runner.run(feeder, stop, [reporter.run])
+            await runner.run(feeder, stop, companions)
         finally:
             await reporter.finish()

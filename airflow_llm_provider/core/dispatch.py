@@ -15,6 +15,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.core.circuit import State
+from airflow_llm_provider.core.drain import RowDurations
 from airflow_llm_provider.core.progress import duration
 from airflow_llm_provider.core.request import RowError
 from airflow_llm_provider.core.retry import SUSPECT, Failure, Reaction
@@ -49,6 +50,8 @@ class Ticket:
     Attributes:
         request: what to send.
         sends: requests made for the row in this try, of whatever end.
+        yields: how many of them were given up for real-time's sake or at the window's close.
+        sent_s: when the last one was sent, monotonic.
         spent: attempts that count against the row's budget.
         suspicions: engine deaths that happened with the row in flight.
         immediate: stale connections met in a row.
@@ -56,9 +59,16 @@ class Ticket:
 
     request: RowRequest
     sends: int = 0
+    yields: int = 0
+    sent_s: float = 0.0
     spent: int = 0
     suspicions: int = 0
     immediate: int = 0
+
+    @property
+    def attempts(self) -> int:
+        """Requests that were not given up by ourselves."""
+        return self.sends - self.yields
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +104,7 @@ class Dispatcher:
     """Decides for one run against one endpoint.
 
     Args:
-        limit: requests in flight at most, 1 or more. Assign to change it.
+        limit: requests in flight at most, 1 or more; `release` changes it.
         max_attempts: how often a row may fail by itself before it errors.
         wait_s: seconds before the n-th retry of a row, n from 1.
         circuit: the endpoint's breaker.
@@ -106,6 +116,9 @@ class Dispatcher:
         self.limit = limit
         self.in_flight = 0
         self.circuit = circuit
+        self.durations = RowDurations()
+        self.held = False
+        self._closes_s: float | None = None
         self._max_attempts = max_attempts
         self._wait_s = wait_s
         self._ready: deque[Ticket] = deque()
@@ -125,10 +138,24 @@ class Dispatcher:
         """Take in rows, in the order in which they should go."""
         self._ready.extend(Ticket(request) for request in requests)
 
+    def release(self, *, limit: int, closes_s: float | None) -> None:
+        """Rows may be sent, `limit` of them at a time, if they will have ended by `closes_s` (monotonic seconds)."""
+        self.limit, self._closes_s, self.held = limit, closes_s, False
+
+    def hold(self) -> None:
+        """No row may be sent; those in flight are the runner's business."""
+        self.held = True
+
+    def fits(self, now: float) -> bool:
+        """Whether a row sent at `now` should end before the window closes."""
+        return self._closes_s is None or now + self.durations.predicted_s() <= self._closes_s
+
     def next(self, now: float) -> Command:
         """What to do at `now`. Tickets it hands out count as in flight from here on."""
         if self._stop is not None:
             return Stop(self._stop)
+        if self.held:
+            return Wait(None)
         state = self.circuit.look(now)
         if not self._patient(state) and self.circuit.impatient(now):
             return Stop(self._gave_up())
@@ -140,21 +167,12 @@ class Dispatcher:
                 return Wait(None)
             self.circuit.asked = True
             return Probe()
-        while self._delayed and self._delayed[0][0] <= now:
-            self._ready.append(heapq.heappop(self._delayed)[2])
-        room = self.limit - self.in_flight
-        if state is State.TRIAL:
-            room = 0 if self.circuit.asked else min(room, 1)
-        if room > 0 and (tickets := self._take(room, trial=state is State.TRIAL)):
-            self.circuit.asked = True
-            return Send(tickets)
-        if state is State.TRIAL:
-            return Wait(self.circuit.until)
-        return Wait(self._delayed[0][0] if self._delayed else None)
+        return self._send(now, state)
 
     def answered(self, ticket: Ticket, now: float) -> None:
         """A row has a usable answer."""
         self._landed(ticket)
+        self.durations.note(now - ticket.sent_s)
         self._works(now)
 
     def failed(self, ticket: Ticket, failure: Failure, now: float) -> RowError | None:
@@ -189,6 +207,13 @@ class Dispatcher:
                 self._refuse(failure)
         return None
 
+    def yielded(self, ticket: Ticket) -> None:
+        """The request was given up by ourselves: the row goes again, before others, and has spent nothing."""
+        ticket.yields += 1
+        alone = ticket is self._alone
+        self._landed(ticket)
+        (self._suspects if alone else self._ready).appendleft(ticket)
+
     def probed(self, failure: Failure | None, now: float) -> None:
         """The probe came back; None where the server is there and serves what the run asks for."""
         if failure is not None and failure.reaction is Reaction.STOP:
@@ -200,7 +225,21 @@ class Dispatcher:
         if self._stop is None:
             self._stop = error
 
-    def _take(self, amount: int, *, trial: bool) -> list[Ticket]:
+    def _send(self, now: float, state: State) -> Send | Wait:
+        """Send what the limit has room for and the window has time for; on trial, one row and no other."""
+        while self._delayed and self._delayed[0][0] <= now:
+            self._ready.append(heapq.heappop(self._delayed)[2])
+        room = self.limit - self.in_flight if self.fits(now) else 0
+        if state is State.TRIAL:
+            room = 0 if self.circuit.asked else min(room, 1)
+        if room > 0 and (tickets := self._take(room, now, trial=state is State.TRIAL)):
+            self.circuit.asked = True
+            return Send(tickets)
+        if state is State.TRIAL:
+            return Wait(self.circuit.until)
+        return Wait(self._delayed[0][0] if self._delayed else None)
+
+    def _take(self, amount: int, now: float, *, trial: bool) -> list[Ticket]:
         """Up to `amount` tickets, at most one suspect among them; a suspect makes the trial only if nobody else can."""
         tickets: list[Ticket] = []
         if self._suspects and self._alone is None and not (trial and self._ready):
@@ -210,6 +249,7 @@ class Dispatcher:
             tickets.append(self._ready.popleft())
         for ticket in tickets:
             ticket.sends += 1
+            ticket.sent_s = now
         self.in_flight += len(tickets)
         return tickets
 

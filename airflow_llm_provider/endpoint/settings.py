@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from airflow_llm_provider.core.terms import Promise
 from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class EndpointSettings:
         verify: True checks TLS certificates, False does not, a string is a CA bundle's path.
         connect_timeout_s: for opening a connection.
         request_timeout_s: for a whole request, queueing in the server included.
+        promise: what the platform promised real-time, and so allows batch.
 
     Raises:
         ConfigurationError: when a value is invalid.
@@ -41,6 +43,7 @@ class EndpointSettings:
     verify: bool | str = True
     connect_timeout_s: float = 10.0
     request_timeout_s: float = 3600.0
+    promise: Promise = field(default_factory=Promise)
 
     def __post_init__(self) -> None:
         if not self.base_urls:

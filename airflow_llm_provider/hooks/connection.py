@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from airflow_llm_provider.endpoint.settings import EndpointSettings
 from airflow_llm_provider.exceptions import ConfigurationError
 from airflow_llm_provider.hooks.base_url import base_urls
+from airflow_llm_provider.hooks.promise_fields import PROMISE_KEYS, read_promise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +33,7 @@ EXTRA_KEYS: Final = (
     "tls",
     "connect_timeout_s",
     "request_timeout_s",
+    *PROMISE_KEYS,
 )
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -88,7 +90,9 @@ class _Reader:
             "connect_timeout_s": self._seconds("connect_timeout_s", extra.get("connect_timeout_s")),
             "request_timeout_s": self._seconds("request_timeout_s", extra.get("request_timeout_s")),
         }
+        promise = read_promise(extra, slots=given["slots"], latency=given.get("latency"), bad=self.bad)
         return EndpointSettings(
+            promise=promise,
             base_urls=base_urls(
                 host=connection.host,
                 port=connection.port,

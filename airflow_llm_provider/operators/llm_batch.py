@@ -1,36 +1,37 @@
 """`LLMBatchOperator`: run a prompt over rows against a vLLM endpoint.
 
-Owns reading Airflow (arguments, connection, configuration, context) into a `BatchJob`, and mapping what comes back to
-XCom, skip or failure. Does not know how a batch is run: `batch.execution` does.
+Owns the arguments, and mapping what becomes of a try to XCom, deferral, skip or failure. Does not know how the job is
+read out of them (`operators.reading`), how a batch is run (`batch.execution`) or when it may run (`core.release`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow.configuration import AIRFLOW_HOME
 from airflow.sdk import BaseOperator, BaseOperatorLink
 
+from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.batch.execution import EmptySourceSkip, run_job
-from airflow_llm_provider.batch.job import BatchJob
+from airflow_llm_provider.batch.gate import RunHeld
 from airflow_llm_provider.batch.stop import StopSwitch
-from airflow_llm_provider.core.identity import RunIdentity
-from airflow_llm_provider.core.prompt import RequestSpec, RequestTemplate
+from airflow_llm_provider.core.prompt import RequestTemplate
+from airflow_llm_provider.core.release import Cause
 from airflow_llm_provider.core.tolerance import Tolerance
-from airflow_llm_provider.core.workload import POLICIES, Placement, Workload, batch_workload, placement_of
+from airflow_llm_provider.core.window_text import parse_windows
+from airflow_llm_provider.core.workload import Workload
 from airflow_llm_provider.exceptions import ConfigurationError, NoRetryError, RetryLaterError
 from airflow_llm_provider.hooks.compat import AirflowException, AirflowFailException, AirflowSkipException
 from airflow_llm_provider.hooks.vllm import VLLMHook
-from airflow_llm_provider.operators.context import NAMES, prompt_context
-from airflow_llm_provider.operators.effective import Effective, configured, first_set, from_dag
+from airflow_llm_provider.operators.context import NAMES
+from airflow_llm_provider.operators.effective import configured
 from airflow_llm_provider.operators.marker import RunMarker
-from airflow_llm_provider.operators.paths import browse_link, result_uri
+from airflow_llm_provider.operators.paths import browse_link
 from airflow_llm_provider.operators.placing import place, place_mapped
-from airflow_llm_provider.storage.jsonl import JsonlSource
+from airflow_llm_provider.operators.reading import CHUNK_ROWS, asked_by, read_job, request_spec
 from airflow_llm_provider.storage.manifest import for_xcom
-from airflow_llm_provider.storage.source import ListSource
 from airflow_llm_provider.storage.store import RunStore
+from airflow_llm_provider.triggers.release import ReleaseTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -38,13 +39,6 @@ if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
     from airflow_llm_provider.core.prompt import Endpoint
-    from airflow_llm_provider.endpoint.settings import EndpointSettings
-    from airflow_llm_provider.storage.source import Source
-
-CHUNK_ROWS = 1000
-MAX_IN_FLIGHT = 64
-FLUSH_ROWS = 100
-FLUSH_INTERVAL_S = 2.0
 
 
 class ResultsLink(BaseOperatorLink):
@@ -96,6 +90,13 @@ class LLMBatchOperator(BaseOperator):
         on_empty: ``succeed``, ``skip`` or ``fail`` where the input has no rows. No file at all is always an error.
         workload: ``scheduled-batch`` or ``burst-batch``; what follows from it stands in `docs/workloads.md`.
         placement: ``dedicated``, ``shared`` or ``time-shifted``: the connection's by default, and never freer than it.
+        window: when it may run, such as ``23:00-07:00 Europe/London mon-fri``; by default the connection's, else what
+            follows from the placement. Never wider than the connection's.
+        deadline: of ``burst-batch``, when the results are wanted, ISO 8601 with its zone: where the platform allows it,
+            the window is left for a run that would miss it otherwise. Templated.
+        headroom: sequences left free for real-time; by default the connection's, else the placement's.
+        on_unknown_callback: called with the context, as Airflow's own callbacks and notifiers are, when real-time's
+            latency has been unreadable for the connection's `unknown_alert_s`. Without one, the try fails then.
         pool: Airflow's; by default the one that the provider configuration names for the workload.
         pool_slots: slots of the pool; where the provider configuration says `requests_per_slot`, they cap the requests
             in flight.
@@ -108,7 +109,7 @@ class LLMBatchOperator(BaseOperator):
         ConfigurationError: when the arguments contradict each other; Airflow shows it as a DAG import error.
     """
 
-    template_fields: Sequence[str] = ("source", "result_path", "vllm_conn_id", "model")
+    template_fields: Sequence[str] = ("source", "result_path", "vllm_conn_id", "model", "deadline")
     ui_color = "#e8f4ea"
     operator_extra_links = (ResultsLink(),)
 
@@ -137,6 +138,10 @@ class LLMBatchOperator(BaseOperator):
         on_empty: Literal["succeed", "skip", "fail"] = "succeed",
         workload: str = Workload.SCHEDULED_BATCH,
         placement: str | None = None,
+        window: str | None = None,
+        deadline: str | None = None,
+        headroom: int | None = None,
+        on_unknown_callback: Callable[[Any], Any] | Sequence[Callable[[Any], Any]] | None = None,
         pool: str | None = None,  # from here on, what `partial` must tell the scheduler: see `operators.placing`
         pool_slots: int = 1,
         priority_weight: int | None = None,
@@ -175,6 +180,10 @@ class LLMBatchOperator(BaseOperator):
         self.on_empty = on_empty
         self.workload = workload
         self.placement = placement
+        self.window = window
+        self.deadline = deadline
+        self.headroom = headroom
+        self.on_unknown_callback = on_unknown_callback
         self.results_link = ""
         self._check_arguments()
 
@@ -186,22 +195,73 @@ class LLMBatchOperator(BaseOperator):
         return mapped
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Run the batch.
+        """Run the batch, or as much of it as may run now: then wait in the triggerer, and come back through `resume`.
 
         Raises:
             AirflowSkipException: the input has no rows and `on_empty` is ``skip``.
             AirflowFailException: no retry would mend it; the message says what to change.
             AirflowException: the next try goes on from here.
         """
+        outcome = self._attempt(context)
+        if isinstance(outcome, ReleaseTrigger):
+            self.log.info("Waiting in the triggerer, without a worker or a pool slot; what has settled is kept")
+            self.defer(trigger=outcome, method_name="resume")
+        return outcome
+
+    def _attempt(self, context: Context) -> dict[str, Any] | ReleaseTrigger:
         self._switch = StopSwitch()
         try:
             return for_xcom(self._run(context, self._switch))
+        except RunHeld as held:
+            return self._waiting(held)
         except EmptySourceSkip as skip:
             raise AirflowSkipException(str(skip)) from None
         except NoRetryError as error:
             raise AirflowFailException(f"{type(error).__name__}: {error}") from None  # its words are for people
         except RetryLaterError as error:
             raise AirflowException(f"{type(error).__name__}: {error}") from error
+
+    def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Go on when the trigger says so; the run itself is found where it lies, as by any other try.
+
+        Raises:
+            AirflowFailException: waiting on makes no sense.
+            AirflowException: nobody knows how real-time does, for too long, and nobody else is told.
+        """
+        if event["event"] == "error":
+            raise AirflowFailException(str(event["reason"]))
+        if event["event"] == "unknown":
+            self._alert(context, event)
+            asked = asked_by(self).as_dict()
+            trigger = ReleaseTrigger(
+                vllm_conn_id=self.vllm_conn_id,
+                asked=asked,
+                recovering=True,
+                unknown_since=event["since"],
+                alerted=True,
+            )
+            self.defer(trigger=trigger, method_name="resume")
+        return self.execute(context)
+
+    def _waiting(self, held: RunHeld) -> ReleaseTrigger:
+        unknown = held.hold.cause is Cause.UNKNOWN
+        return ReleaseTrigger(
+            vllm_conn_id=self.vllm_conn_id,
+            asked=asked_by(self).as_dict(),
+            remaining_s=held.remaining_s,
+            recovering=unknown or held.hold.cause is Cause.OBJECTIVE,
+            unknown_since=utc_now().isoformat() if unknown else None,
+        )
+
+    def _alert(self, context: Context, event: dict[str, Any]) -> None:
+        """Say that nobody knows how real-time does: a broken metric must not be a silent night."""
+        words = f"Batch has been held since {event['since']}, and nobody knows how real-time does: {event['reason']}"
+        self.log.error(words)
+        callbacks = self.on_unknown_callback
+        if not callbacks:
+            raise AirflowException(f"{words}. Mend the latency source, or set on_unknown_callback to be told otherwise")
+        for callback in callbacks if isinstance(callbacks, Sequence) else [callbacks]:
+            callback({**context, "reason": words})
 
     def on_kill(self) -> None:
         """SIGTERM, mark failed, execution timeout: journal what has settled, free the server's slots, and end."""
@@ -210,122 +270,19 @@ class LLMBatchOperator(BaseOperator):
             switch.set("Stopped from outside")
 
     def _run(self, context: Context, switch: StopSwitch) -> dict[str, Any]:
-        ti = context["ti"]
-        identity = RunIdentity(
-            dag_id=ti.dag_id,
-            task_id=ti.task_id,
-            run_id=ti.run_id,
-            map_index=-1 if ti.map_index is None else ti.map_index,
-        )
-        endpoint = VLLMHook(self.vllm_conn_id).get_settings()
-        base = first_set("results_base", [configured("results_base", str)], f"file://{AIRFLOW_HOME}/llm_batch")
-        uri = result_uri(self.result_path, base=base.value, identity=identity)
-        effective = self._effective(endpoint, uri, base)
-        self.log.info(
-            "LLM batch for %s, try %d. In force:\n%s", identity, ti.try_number, "\n".join(map(str, effective.values()))
-        )
-        if len(endpoint.base_urls) > 1:
-            self.log.warning(
-                "The connection names several base URLs; only the first, %s, is used", endpoint.base_urls[0]
-            )
-        self.results_link = browse_link(uri, configured("results_link", str)[0] or "")
         marker = RunMarker(context)
-        job = BatchJob(
-            identity=identity,
-            endpoint=endpoint,
-            requests=self._request_spec(prompt_context(context)),
-            model=effective["model"].value,
-            source=self._source(),
-            chunk_rows=self.chunk_rows,
-            max_in_flight=effective["max_in_flight"].value,
-            tolerance=Tolerance(self.max_error_rate),
-            on_stale=self.on_stale,
-            rerun=self.rerun,
-            on_empty=self.on_empty,
-            epoch=ti.max_tries,
-            must_exist=marker.expects(uri, rerun=self.rerun),
-            flush_rows=effective["flush_rows"].value,
-            flush_interval_s=effective["flush_interval_s"].value,
-            outage_patience_s=effective["outage_patience_s"].value,
-        )
+        job, uri = read_job(self, context, marker)
+        self.results_link = browse_link(uri, configured("results_link", str)[0] or "")
         return run_job(job, RunStore(uri), switch, begun=lambda: marker.set(uri))
-
-    def _effective(self, endpoint: EndpointSettings, uri: str, base: Effective[str]) -> dict[str, Effective[Any]]:
-        connection = f"connection {self.vllm_conn_id}"
-        policy = POLICIES[batch_workload(self.workload), placement_of(self.placement or Placement.DEDICATED)]
-        values: list[Effective[Any]] = [
-            from_dag("vllm_conn_id", self.vllm_conn_id, VLLMHook.default_conn_name),
-            Effective("base_url", endpoint.base_urls[0], connection),
-            first_set("model", [(self.model, "DAG"), (endpoint.model, connection)], None),
-            *(Effective(name, value, "DAG") for name, value in self._parameters().items()),
-            from_dag("endpoint", self.endpoint, "chat"),
-            Effective("result_path", uri, "DAG" if self.result_path is not None else base.set_by),
-            from_dag("chunk_rows", self.chunk_rows, CHUNK_ROWS),
-            first_set(
-                "max_in_flight",
-                [
-                    (self.max_in_flight, "DAG"),
-                    (endpoint.slots, f"{connection} (slots)"),
-                    configured("max_in_flight", int),
-                ],
-                MAX_IN_FLIGHT,
-            ),
-            from_dag("max_error_rate", self.max_error_rate, 0.1),
-            from_dag("on_stale", self.on_stale, "fail"),
-            from_dag("rerun", self.rerun, default=False),
-            from_dag("on_empty", self.on_empty, "succeed"),
-            from_dag("retries", self.retries, 3),
-            first_set("flush_rows", [configured("flush_rows", int)], FLUSH_ROWS),
-            first_set("flush_interval_s", [configured("flush_interval_s", float)], FLUSH_INTERVAL_S),
-            first_set(
-                "outage_patience_s",
-                [configured("outage_patience_s", float), (policy.outage_patience_s, f"workload {self.workload}")],
-                policy.outage_patience_s,
-            ),
-            Effective("request_timeout_s", endpoint.request_timeout_s, connection),
-        ]
-        return {value.name: value for value in values}
-
-    def _parameters(self) -> dict[str, Any]:
-        named = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "max_tokens": self.max_tokens,
-            "seed": self.seed,
-            "stop": self.stop,
-        }
-        given = {name: value for name, value in named.items() if value is not None}
-        if twice := given.keys() & (self.extra_body or {}).keys():
-            raise ConfigurationError(f"{', '.join(sorted(twice))}: given as an argument and in extra_body; say it once")
-        return {**given, **(self.extra_body or {})}
-
-    def _request_spec(self, context: Mapping[str, Any]) -> RequestSpec:
-        return RequestSpec(
-            endpoint=self.endpoint,
-            prompt=self.prompt,
-            messages=self.messages,
-            system_prompt=self.system_prompt,
-            parameters=self._parameters(),
-            context=context,
-        )
-
-    def _source(self) -> Source:
-        source = self.source
-        if isinstance(source, str) or hasattr(source, "__fspath__"):
-            return JsonlSource([str(source)])
-        if isinstance(source, Sequence) and source and all(isinstance(item, str) for item in source):
-            return JsonlSource(source)
-        if isinstance(source, Sequence):
-            return ListSource(source)
-        raise ConfigurationError(
-            f"source is a {type(source).__name__}; give a path or glob of JSONL files, a list of them, or rows"
-        )
 
     def _check_arguments(self) -> None:
         """Refuse at parse time what could never run; values that come from other tasks are looked at in `execute`."""
-        RequestTemplate(self._request_spec(dict.fromkeys(NAMES)), model="")
+        RequestTemplate(request_spec(self, dict.fromkeys(NAMES)), model="")
         Tolerance(self.max_error_rate)
-        for name in ("chunk_rows", "max_in_flight"):
+        if self.window is not None:
+            parse_windows(self.window)
+        asked_by(self)
+        for name in ("chunk_rows", "max_in_flight", "headroom"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigurationError(f"{name} must be a whole number of 1 or more, not {value!r}")

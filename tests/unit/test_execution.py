@@ -91,7 +91,7 @@ def test_every_row_lands_once_in_order(
     assert all(f"text {line['index']}" in line["output"] for line in lines)
     assert manifest["counts"] == {"total": rows, "succeeded": rows, "errored": 0}
     assert stub.received == rows
-    assert stub.peak_in_flight <= job.max_in_flight
+    assert stub.peak_in_flight <= job.terms.limit
     assert not [name for name in store.list("_run") if "journal" in name or "commits" in name or "dead" in name]
 
 

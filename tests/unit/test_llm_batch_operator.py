@@ -23,6 +23,7 @@ from airflow_llm_provider.operators.context import NAMES, prompt_context
 from airflow_llm_provider.operators.llm_batch import LLMBatchOperator, ResultsLink
 from airflow_llm_provider.operators.marker import RunMarker
 from airflow_llm_provider.operators.paths import browse_link, result_uri
+from airflow_llm_provider.operators.reading import source_of
 from airflow_llm_provider.storage.jsonl import JsonlSource
 from airflow_llm_provider.storage.source import ListSource
 
@@ -116,7 +117,7 @@ def test_retries_are_three_unless_somebody_says_otherwise() -> None:
 
 
 def test_the_prompt_is_no_airflow_template() -> None:
-    assert set(LLMBatchOperator.template_fields) == {"source", "result_path", "vllm_conn_id", "model"}
+    assert set(LLMBatchOperator.template_fields) == {"source", "result_path", "vllm_conn_id", "model", "deadline"}
 
 
 @pytest.mark.parametrize(
@@ -132,13 +133,13 @@ def test_the_prompt_is_no_airflow_template() -> None:
     ],
 )
 def test_source_kinds(source: Any, kind: type) -> None:
-    assert isinstance(operator(source=source)._source(), kind)
+    assert isinstance(source_of(source), kind)
 
 
 @pytest.mark.parametrize(("source", "words"), [({"a": 1}, "source is a dict"), (5, "source is a int"), ([5], "item 0")])
 def test_sources_that_are_none(source: Any, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
-        operator(source=source)._source()
+        source_of(source)
 
 
 # -- where results lie

@@ -48,7 +48,7 @@ def test_a_time_out_loses_nothing_that_was_answered(tmp_path: Path, seconds: flo
             run(job, RunStore(f"file://{tmp_path}/run"))
         kept = kept_indices(tmp_path / "run")
         assert kept
-        assert stub.received - len(kept) <= job.max_in_flight
+        assert stub.received - len(kept) <= job.terms.limit
 
 
 def test_hands_out_what_the_work_returns_or_raises() -> None:

@@ -1,0 +1,99 @@
+"""Requests in flight: one asyncio task for each, and how each of them ends.
+
+Owns the tasks, and giving requests up: because the server will never answer, or because real-time needs their slots or
+the window closes. Does not decide any of that, and does not know what an end means for its row (`runner`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from airflow_llm_provider.core.dispatch import Ticket
+    from airflow_llm_provider.core.request import Completion
+    from airflow_llm_provider.core.retry import Failure
+    from airflow_llm_provider.endpoint.client import EndpointClient
+
+
+@dataclass(frozen=True, slots=True)
+class Yielded:
+    """The request was given up by ourselves, and its row has spent nothing."""
+
+
+class Flights:
+    """Sends tickets and reports how they end.
+
+    Args:
+        client: sends; already entered.
+        request_prefix: begins every ``X-Request-Id``, so that a server's log tells runs and tries apart.
+        landed: called in the loop for each ticket, once, with what became of its request.
+        broken: called instead where sending raised, which is a bug.
+    """
+
+    def __init__(
+        self,
+        client: EndpointClient,
+        request_prefix: str,
+        *,
+        landed: Callable[[Ticket, Completion | Failure | Yielded], None],
+        broken: Callable[[BaseException], None],
+    ) -> None:
+        self._client = client
+        self._request_prefix = request_prefix
+        self._landed = landed
+        self._broken = broken
+        self._tickets: dict[asyncio.Task[Completion | Failure], Ticket] = {}
+        self._given_up: dict[asyncio.Task[Completion | Failure], Failure | Yielded] = {}
+
+    def start(self, tickets: Iterable[Ticket]) -> None:
+        """Send these."""
+        loop = asyncio.get_running_loop()
+        for ticket in tickets:
+            request = ticket.request
+            request_id = f"{self._request_prefix}-{request.index}-{ticket.sends}"
+            task = loop.create_task(self._client.send(request.path, request.body, request_id=request_id))
+            self._tickets[task] = ticket
+            task.add_done_callback(self._ended)
+
+    def give_up(self, ending: Failure | Yielded) -> None:
+        """Cancel every request in flight, which frees its slot in the server, and report `ending` for each."""
+        for task in self._tickets:
+            if self._given_up.setdefault(task, ending) is ending:
+                task.cancel()
+
+    async def close(self) -> None:
+        """Cancel what is in flight without a report, and wait until the connections are closed."""
+        tasks = list(self._tickets)
+        self._tickets.clear()
+        await cancel(tasks)
+
+    def _ended(self, task: asyncio.Task[Completion | Failure]) -> None:
+        ticket = self._tickets.pop(task, None)
+        ending: Completion | Failure | Yielded | None = self._given_up.pop(task, None)
+        if ticket is None:
+            return
+        if not task.cancelled():
+            if (error := task.exception()) is not None:
+                self._broken(error)
+                return
+            ending = task.result()  # it came all the same
+        if ending is None:
+            return
+        try:
+            self._landed(ticket, ending)
+        except Exception as bug:  # noqa: BLE001 - a callback's exception would only be logged, and the run never end
+            self._broken(bug)
+
+
+async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel and wait, so that connections are closed and slots are free before the try ends."""
+    waiting = list(tasks)
+    for task in waiting:
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.gather(*waiting, return_exceptions=True)

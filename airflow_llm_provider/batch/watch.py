@@ -1,0 +1,68 @@
+"""How real-time does, looked at again and again.
+
+Owns when it is looked, and the log line where the answer changes. Does not know where latency is read
+(`endpoint.latency`), when it is good enough (`core.objective`) or what follows from it (`core.release`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from airflow_llm_provider.batch.clock import utc_now
+from airflow_llm_provider.core.objective import Health, HealthTrack, Verdict, judge
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.core.objective import Standing
+    from airflow_llm_provider.endpoint.latency import OwnRequests
+    from airflow_llm_provider.endpoint.settings import EndpointSettings, LatencySettings
+
+log = logging.getLogger(__name__)
+
+LOOKS_PER_PERIOD = 6
+SHORTEST_INTERVAL_S = 1.0
+
+
+class LatencyWatch:
+    """Keeps `standing` up to date.
+
+    Args:
+        settings: the objectives, where latency is read, and how long healthy is long enough.
+        endpoint: whose latency it is.
+        own: notes of our own requests, which some sources leave out; None where there are none.
+        recovering: real-time was not well a moment ago, so being well must last before it counts.
+    """
+
+    def __init__(
+        self,
+        settings: LatencySettings,
+        endpoint: EndpointSettings,
+        *,
+        own: OwnRequests | None = None,
+        recovering: bool = False,
+    ) -> None:
+        self.settings = settings
+        self._endpoint = endpoint
+        self._own = own
+        self._track = HealthTrack(settings.healthy_for_s)
+        if recovering:
+            before = Verdict(health=Health.VIOLATED, reason="it was not well when this task began to wait")
+            self._track.observe(before, now=utc_now())
+        self._interval_s = max(SHORTEST_INTERVAL_S, settings.sampling_period_s / LOOKS_PER_PERIOD)
+        self.standing: Standing | None = None
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        from airflow_llm_provider.endpoint.latency import latency_source
+
+        source = await asyncio.to_thread(latency_source, self._endpoint, self._own)  # may read a CA bundle
+        async with source:
+            while True:
+                readings = await source.read()
+                before = self.standing
+                self.standing = self._track.observe(judge(self.settings.objectives, readings), now=utc_now())
+                if before is None or before.health is not self.standing.health:
+                    level = logging.INFO if self.standing.health is Health.HEALTHY else logging.WARNING
+                    log.log(level, "Real-time is %s: %s", self.standing.health, self.standing.reason)
+                await asyncio.sleep(self._interval_s)

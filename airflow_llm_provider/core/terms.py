@@ -1,0 +1,272 @@
+"""What a DAG asks for meets what the platform promised real-time: the terms that a run is released under.
+
+Owns the rule that the connection's values are ceilings: a DAG may ask for less than the connection allows, and is
+refused what is more. Does not decide whether batch may run at a given moment (`core.release`).
+
+The same function serves the operator, the trigger and the sensors: what waits and what runs obey the same terms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow_llm_provider.core.effective import Effective
+from airflow_llm_provider.core.limits import limit_in_force
+from airflow_llm_provider.core.release import Terms
+from airflow_llm_provider.core.window import Window, Windows
+from airflow_llm_provider.core.window_text import format_windows, parse_windows
+from airflow_llm_provider.core.workload import (
+    POLICIES,
+    Placement,
+    Policy,
+    Workload,
+    batch_workload,
+    implied_placement,
+    placement_of,
+)
+from airflow_llm_provider.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEFAULT_WINDOWS = Windows((Window(),))
+"""23:00-07:00 Europe/London, of a time-shifted placement whose connection names no window."""
+
+OnUnknown = Literal["hold", "cap"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """What the platform says on the connection; all of it is a ceiling or, for `headroom`, a floor.
+
+    Attributes:
+        placement: whose GPUs these are; None: follows from window and objective.
+        windows: when batch may run; None: follows from the placement.
+        slots: the server's ``max_num_seqs``.
+        max_in_flight: requests in flight at most, per task.
+        headroom: sequences left free for real-time, at least; None: the table's.
+        priority: vLLM's, the most urgent that batch may ask for; None: the table's.
+        early_for_deadline: whether a burst's deadline may open the window early.
+        hold: why batch is held now; None while the hold switch is off.
+        objective: what real-time was promised, as text; None: nothing.
+        on_unknown: see `Terms`.
+        unknown_limit: see `Terms`.
+        sampling_period_s: how far back latency looks; see `Terms.unknown_grace_s`.
+    """
+
+    placement: Placement | None = None
+    windows: Windows | None = None
+    slots: int | None = None
+    max_in_flight: int | None = None
+    headroom: int | None = None
+    priority: int | None = None
+    early_for_deadline: bool = False
+    hold: str | None = None
+    objective: str | None = None
+    on_unknown: OnUnknown = "hold"
+    unknown_limit: int = 1
+    sampling_period_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the DAG and the provider configuration ask for, in JSON values: a trigger keeps it.
+
+    Attributes:
+        workload: `Workload`.
+        placement: `Placement`; None: the connection's.
+        window: text as `parse_windows` reads it; None: the connection's, else the placement's.
+        deadline: when the results are wanted, ISO 8601; None: whenever.
+        max_in_flight: requests in flight at most; None: what the connection allows.
+        pool_in_flight: so many more the task's pool slots stand for; None: pool slots cap nothing.
+        default_in_flight: where nobody says.
+        default_set_by: who set that.
+        headroom: sequences left free for real-time; None: the connection's, else the table's.
+        priority: vLLM's; None: the table's.
+        gates: what is obeyed beside the hold switch. A task obeys both; a sensor may wait for one of them.
+    """
+
+    workload: str = Workload.SCHEDULED_BATCH
+    placement: str | None = None
+    window: str | None = None
+    deadline: str | None = None
+    max_in_flight: int | None = None
+    pool_in_flight: int | None = None
+    default_in_flight: int = 64
+    default_set_by: str = "default"
+    headroom: int | None = None
+    priority: int | None = None
+    gates: tuple[str, ...] = ("window", "objective")
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a trigger keeps."""
+        return {name: str(value) if name == "workload" else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Asked:
+        """The inverse of `as_dict`; of what an older or newer version of this package kept, it takes what it knows."""
+        known = {field.name for field in fields(cls)}
+        values = {name: value for name, value in data.items() if name in known}
+        return cls(**{**values, "gates": tuple(values.get("gates", ("window", "objective")))})
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What holds for a run.
+
+    Attributes:
+        terms: what it is released under.
+        priority: vLLM's; None: not sent.
+        outage_patience_s: the workload's.
+        values: everything that holds and who set it, for the log and the manifest.
+    """
+
+    terms: Terms
+    priority: int | None
+    outage_patience_s: float
+    values: tuple[Effective[Any], ...]
+
+
+def agree(asked: Asked, promise: Promise, *, connection: str, now: datetime) -> Agreement:
+    """What holds, of what was asked and what was promised.
+
+    Args:
+        asked: the DAG's side.
+        promise: the platform's.
+        connection: the id of the connection that carries the promise, for words.
+        now: aware; windows are compared from here on.
+
+    Raises:
+        ConfigurationError: the DAG asks for more than the connection allows, a word is unknown, or a text unreadable.
+    """
+    workload = batch_workload(asked.workload)
+    placement = _placement(asked, promise, connection)
+    policy = POLICIES[workload, placement.value]
+    windows = _windows(asked, promise, policy, now, connection)
+    deadline = _deadline(asked, workload)
+    headroom = _headroom(asked, promise, policy, connection)
+    priority = _priority(asked, promise, policy, connection)
+    limit = limit_in_force(
+        asked=asked.max_in_flight,
+        connection=connection,
+        ceiling=promise.max_in_flight,
+        slots=promise.slots,
+        headroom=headroom.value,
+        pool_in_flight=asked.pool_in_flight,
+        default=(asked.default_in_flight, asked.default_set_by),
+    )
+    gated = policy.gated and promise.objective is not None and "objective" in asked.gates
+    terms = Terms(
+        limit=limit.value,
+        limit_binds=limit.set_by,
+        windows=windows.value if "window" in asked.gates else None,
+        deadline=deadline,
+        deadline_opens=policy.deadline_opens and promise.early_for_deadline,
+        gated=gated,
+        on_unknown=promise.on_unknown,
+        unknown_limit=promise.unknown_limit,
+        unknown_grace_s=promise.sampling_period_s,
+    )
+    shown = Effective("window", format_windows(windows.value) if windows.value else None, windows.set_by)
+    objective = Effective("objective", promise.objective if gated else None, f"connection {connection}")
+    values = (
+        Effective("workload", str(workload), "default" if workload is Workload.SCHEDULED_BATCH else "DAG"),
+        Effective("placement", str(placement.value), placement.set_by),
+        shown,
+        Effective("deadline", asked.deadline, "DAG" if asked.deadline else "default"),
+        objective,
+        limit,
+        headroom,
+        priority,
+    )
+    return Agreement(terms, priority.value, policy.outage_patience_s, values)
+
+
+def _placement(asked: Asked, promise: Promise, connection: str) -> Effective[Placement]:
+    """The placement in force: the connection's, or a stricter one that the DAG asks for."""
+    by = f"connection {connection}"
+    if promise.placement is not None:
+        ceiling = Effective("placement", promise.placement, by)
+        if promise.objective is not None and promise.placement is Placement.DEDICATED:
+            raise ConfigurationError(
+                f"Connection {connection!r} says what real-time was promised (objective), and that its GPUs are "
+                "batch's own (placement dedicated), where no objective is obeyed. Name placement shared or "
+                "time-shifted, or no objective"
+            )
+    else:
+        implied = implied_placement(window=promise.windows is not None, objective=promise.objective is not None)
+        follows = implied is not Placement.DEDICATED
+        ceiling = Effective("placement", implied, f"{by} (it names a window or an objective)" if follows else "default")
+    if asked.placement is None:
+        return ceiling
+    placement = placement_of(asked.placement)
+    if ceiling.value.stricter_than(placement):
+        raise _more_than_allowed("placement", str(placement), str(ceiling.value), connection)
+    return Effective("placement", placement, "DAG")
+
+
+def _windows(
+    asked: Asked, promise: Promise, policy: Policy, now: datetime, connection: str
+) -> Effective[Windows | None]:
+    ceiling = promise.windows
+    if ceiling is None and promise.placement is Placement.TIME_SHIFTED:
+        ceiling = DEFAULT_WINDOWS
+    if asked.window is not None:
+        wanted = parse_windows(asked.window)
+        if ceiling is not None and (beyond := wanted.beyond(ceiling, since=now)) is not None:
+            night = f"{asked.window!r}, which is open from {beyond.opens} to {beyond.closes}"
+            raise _more_than_allowed("window", night, repr(format_windows(ceiling)), connection)
+        return Effective("window", wanted, "DAG")
+    if promise.windows is None and policy.default_window:
+        return Effective("window", DEFAULT_WINDOWS, f"placement {Placement.TIME_SHIFTED}")
+    return Effective("window", promise.windows, f"connection {connection}" if promise.windows else "default")
+
+
+def _deadline(asked: Asked, workload: Workload) -> datetime | None:
+    if asked.deadline is None:
+        return None
+    if workload is not Workload.BURST_BATCH:
+        raise ConfigurationError(f"deadline is for workload {str(Workload.BURST_BATCH)!r}; this is {str(workload)!r}")
+    try:
+        deadline = datetime.fromisoformat(asked.deadline)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"deadline is {asked.deadline!r}; write a moment in ISO 8601 with its zone, like 2026-11-24T18:00:00+00:00"
+        ) from error
+    if deadline.tzinfo is None:
+        raise ConfigurationError(f"deadline {asked.deadline!r} has no time zone; add one, like {asked.deadline}+00:00")
+    return deadline.astimezone(UTC)
+
+
+def _headroom(asked: Asked, promise: Promise, policy: Policy, connection: str) -> Effective[int]:
+    least = promise.headroom
+    if asked.headroom is not None:
+        if asked.headroom < 0:
+            raise ConfigurationError(f"headroom must be 0 or more sequences, not {asked.headroom}")
+        if least is not None and asked.headroom < least:
+            raise _more_than_allowed("headroom", str(asked.headroom), f"at least {least}", connection)
+        return Effective("headroom", asked.headroom, "DAG")
+    if least is not None:
+        return Effective("headroom", least, f"connection {connection}")
+    return Effective("headroom", policy.headroom_of(promise.slots), "placement")
+
+
+def _priority(asked: Asked, promise: Promise, policy: Policy, connection: str) -> Effective[int | None]:
+    most_urgent = promise.priority
+    if asked.priority is not None:
+        floor = most_urgent if most_urgent is not None else policy.priority
+        if floor is not None and asked.priority < floor:
+            raise _more_than_allowed("priority", f"{asked.priority} (lower runs earlier)", f"{floor}", connection)
+        return Effective("priority", asked.priority, "DAG")
+    if most_urgent is not None and (policy.priority is None or most_urgent > policy.priority):
+        return Effective("priority", most_urgent, f"connection {connection}")
+    return Effective("priority", policy.priority, "workload and placement")
+
+
+def _more_than_allowed(name: str, asked: str, allowed: str, connection: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{name}: the DAG asks for {asked}, and connection {connection!r} allows {allowed}. A DAG may ask for "
+        f"less than the platform allows, not for more: leave {name} out, or have the connection changed"
+    )

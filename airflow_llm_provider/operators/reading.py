@@ -1,0 +1,186 @@
+"""From an `LLMBatchOperator`, its connection, the provider configuration and Airflow's context to a `BatchJob`.
+
+Owns who is asked for each value, and the opening lines of the task's log. Does not own a rule: what may be asked for is
+`core.terms`', what an argument may be is the operator's and the values' own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.configuration import AIRFLOW_HOME
+
+from airflow_llm_provider.batch.clock import utc_now
+from airflow_llm_provider.batch.job import BatchJob
+from airflow_llm_provider.batch.switch import HoldSwitch
+from airflow_llm_provider.core.effective import Effective, first_set, from_dag
+from airflow_llm_provider.core.identity import RunIdentity
+from airflow_llm_provider.core.prompt import RequestSpec
+from airflow_llm_provider.core.terms import Agreement, Asked, agree
+from airflow_llm_provider.core.tolerance import Tolerance
+from airflow_llm_provider.exceptions import ConfigurationError
+from airflow_llm_provider.hooks.vllm import VLLMHook
+from airflow_llm_provider.operators.context import prompt_context
+from airflow_llm_provider.operators.effective import configured
+from airflow_llm_provider.operators.paths import result_uri
+from airflow_llm_provider.storage.jsonl import JsonlSource
+from airflow_llm_provider.storage.source import ListSource
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_llm_provider.endpoint.settings import EndpointSettings
+    from airflow_llm_provider.operators.llm_batch import LLMBatchOperator
+    from airflow_llm_provider.operators.marker import RunMarker
+    from airflow_llm_provider.storage.source import Source
+
+log = logging.getLogger(__name__)
+
+CHUNK_ROWS = 1000
+MAX_IN_FLIGHT = 64
+FLUSH_ROWS = 100
+FLUSH_INTERVAL_S = 2.0
+
+
+def asked_by(operator: LLMBatchOperator) -> Asked:
+    """What the DAG and the provider configuration ask for."""
+    default, set_by = configured("max_in_flight", int)
+    per_slot, _ = configured("requests_per_slot", int)
+    return Asked(
+        workload=operator.workload,
+        placement=operator.placement,
+        window=operator.window,
+        deadline=operator.deadline or None,  # a template may render to nothing
+        max_in_flight=operator.max_in_flight,
+        pool_in_flight=None if per_slot is None else operator.pool_slots * per_slot,
+        default_in_flight=MAX_IN_FLIGHT if default is None else default,
+        default_set_by="default" if default is None else set_by,
+        headroom=operator.headroom,
+        priority=(operator.extra_body or {}).get("priority"),
+    )
+
+
+def request_spec(operator: LLMBatchOperator, context: Mapping[str, Any]) -> RequestSpec:
+    """What the DAG says of its requests."""
+    return RequestSpec(
+        endpoint=operator.endpoint,
+        prompt=operator.prompt,
+        messages=operator.messages,
+        system_prompt=operator.system_prompt,
+        parameters=_parameters(operator),
+        context=context,
+    )
+
+
+def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) -> tuple[BatchJob, str]:
+    """The job and where its results lie. Logs every value in force and who set it.
+
+    Raises:
+        ConfigurationError: when a value cannot be meant, or asks for more than the connection allows.
+        RunMissingError: see `RunMarker.expects`.
+    """
+    ti = context["ti"]
+    identity = RunIdentity(
+        dag_id=ti.dag_id,
+        task_id=ti.task_id,
+        run_id=ti.run_id,
+        map_index=-1 if ti.map_index is None else ti.map_index,
+    )
+    endpoint = VLLMHook(operator.vllm_conn_id).get_settings()
+    agreement = agree(asked_by(operator), endpoint.promise, connection=operator.vllm_conn_id, now=utc_now())
+    base = first_set("results_base", [configured("results_base", str)], f"file://{AIRFLOW_HOME}/llm_batch")
+    uri = result_uri(operator.result_path, base=base.value, identity=identity)
+    values = {each.name: each for each in _effective(operator, endpoint, agreement, uri, base)}
+    lines = "\n".join(map(str, values.values()))
+    log.info("LLM batch for %s, try %d. In force:\n%s", identity, ti.try_number, lines)
+    if len(endpoint.base_urls) > 1:
+        log.warning("The connection names several base URLs; only the first, %s, is used", endpoint.base_urls[0])
+    if values["objective"].value is None:
+        log.info("No objective is obeyed: real-time's latency is not looked at")
+    job = BatchJob(
+        identity=identity,
+        endpoint=endpoint,
+        requests=request_spec(operator, prompt_context(context)),
+        model=values["model"].value,
+        source=source_of(operator.source),
+        chunk_rows=operator.chunk_rows,
+        terms=agreement.terms,
+        agreed={each.name: each.value for each in agreement.values},
+        switch=HoldSwitch(lambda: _hold_reason(operator.vllm_conn_id), endpoint.promise.hold),
+        priority=agreement.priority,
+        tolerance=Tolerance(operator.max_error_rate),
+        on_stale=operator.on_stale,
+        rerun=operator.rerun,
+        on_empty=operator.on_empty,
+        epoch=ti.max_tries,
+        must_exist=marker.expects(uri, rerun=operator.rerun),
+        flush_rows=values["flush_rows"].value,
+        flush_interval_s=values["flush_interval_s"].value,
+        outage_patience_s=values["outage_patience_s"].value,
+    )
+    return job, uri
+
+
+def _effective(
+    operator: LLMBatchOperator, endpoint: EndpointSettings, agreement: Agreement, uri: str, base: Effective[str]
+) -> list[Effective[Any]]:
+    connection = f"connection {operator.vllm_conn_id}"
+    patience = (agreement.outage_patience_s, "workload")
+    return [
+        from_dag("vllm_conn_id", operator.vllm_conn_id, VLLMHook.default_conn_name),
+        Effective("base_url", endpoint.base_urls[0], connection),
+        first_set("model", [(operator.model, "DAG"), (endpoint.model, connection)], None),
+        *(Effective(name, value, "DAG") for name, value in _parameters(operator).items()),
+        from_dag("endpoint", operator.endpoint, "chat"),
+        Effective("result_path", uri, "DAG" if operator.result_path is not None else base.set_by),
+        *agreement.values,
+        from_dag("chunk_rows", operator.chunk_rows, CHUNK_ROWS),
+        from_dag("max_error_rate", operator.max_error_rate, 0.1),
+        from_dag("on_stale", operator.on_stale, "fail"),
+        from_dag("rerun", operator.rerun, default=False),
+        from_dag("on_empty", operator.on_empty, "succeed"),
+        from_dag("retries", operator.retries, 3),
+        first_set("flush_rows", [configured("flush_rows", int)], FLUSH_ROWS),
+        first_set("flush_interval_s", [configured("flush_interval_s", float)], FLUSH_INTERVAL_S),
+        first_set("outage_patience_s", [configured("outage_patience_s", float), patience], agreement.outage_patience_s),
+        Effective("request_timeout_s", endpoint.request_timeout_s, connection),
+    ]
+
+
+def _parameters(operator: LLMBatchOperator) -> dict[str, Any]:
+    """Body fields of every request; the priority is none of them, since it shapes no answer."""
+    named = {
+        "temperature": operator.temperature,
+        "top_p": operator.top_p,
+        "max_tokens": operator.max_tokens,
+        "seed": operator.seed,
+        "stop": operator.stop,
+    }
+    given = {name: value for name, value in named.items() if value is not None}
+    extra = {name: value for name, value in (operator.extra_body or {}).items() if name != "priority"}
+    if twice := given.keys() & extra.keys():
+        raise ConfigurationError(f"{', '.join(sorted(twice))}: given as an argument and in extra_body; say it once")
+    return {**given, **extra}
+
+
+def source_of(source: Any) -> Source:
+    """The input that an operator's ``source`` names.
+
+    Raises:
+        ConfigurationError: when it is none.
+    """
+    if isinstance(source, str) or hasattr(source, "__fspath__"):
+        return JsonlSource([str(source)])
+    if isinstance(source, Sequence) and source and all(isinstance(item, str) for item in source):
+        return JsonlSource(source)
+    if isinstance(source, Sequence):
+        return ListSource(source)
+    raise ConfigurationError(
+        f"source is a {type(source).__name__}; give a path or glob of JSONL files, a list of them, or rows"
+    )
+
+
+def _hold_reason(vllm_conn_id: str) -> str | None:
+    return VLLMHook(vllm_conn_id).get_settings().promise.hold

@@ -1,0 +1,1 @@
+"""Airflow sensors: the gates of batch work as tasks of their own."""

@@ -1,0 +1,1 @@
+"""Airflow triggers: they wait in the triggerer, where nothing may block and no model is called."""
