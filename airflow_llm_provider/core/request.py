@@ -108,6 +108,9 @@ class Completion:
         tool_calls: the first choice's tool calls as the server sent them.
         choices: all choices as the server sent them, kept only when the request asked for more than one
             or for more than text (``n``, ``logprobs``).
+        ttft_s: from the server's queue to the first token, by its own word; None where it says nothing (vLLM does with
+            ``--enable-per-request-metrics``, for a single choice). Lands nowhere, and so does `generation_s`.
+        generation_s: from the first token to the last one, by the server's own word.
     """
 
     output: str | None
@@ -116,6 +119,8 @@ class Completion:
     reasoning: str | None = None
     tool_calls: list[Any] | None = None
     choices: list[Any] | None = None
+    ttft_s: float | None = None
+    generation_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ def assemble(body: bytes) -> dict[str, Any] | None:
 def _join(events: Iterator[bytes]) -> dict[str, Any] | None:
     choices: dict[int, _Choice] = {}
     usage: Any = None
+    metrics: Any = None
     done = False
     for data in events:
         if data == _DONE:
@@ -43,11 +44,13 @@ def _join(events: Iterator[bytes]) -> dict[str, Any] | None:
         if event.get("error") or event.get("object") == "error":
             return dict(event)
         usage = event.get("usage") or usage
+        metrics = event.get("metrics") or metrics
         for chunk in event.get("choices") or ():
             choices.setdefault(chunk.get("index", 0), _Choice()).add(chunk)
     if not done or any(choice.finish_reason is None for choice in choices.values()):
         return None
-    return {"choices": [choices[index].whole(index) for index in sorted(choices)], "usage": usage}
+    joined = [choices[index].whole(index) for index in sorted(choices)]
+    return {"choices": joined, "usage": usage, "metrics": metrics}
 
 
 def _events(body: bytes) -> Iterator[bytes]:

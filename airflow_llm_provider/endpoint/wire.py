@@ -71,10 +71,14 @@ def _completion(path: str, parsed: Any) -> Completion | None:
     first = choices[0]
     finish_reason = first.get("finish_reason")
     usage = _usage(parsed.get("usage"))
+    metrics = parsed.get("metrics")
+    ttft_s, generation_s = _timing(metrics) if type(metrics) is dict else (None, None)
     kept = choices if len(choices) > 1 or _has_more_than_text(first) else None
     if path == COMPLETIONS_PATH:
         text = first.get("text")
-        return Completion(text, finish_reason, usage, choices=kept) if type(text) is str else None
+        if type(text) is not str:
+            return None
+        return Completion(text, finish_reason, usage, choices=kept, ttft_s=ttft_s, generation_s=generation_s)
     message = first.get("message")
     if type(message) is not dict:
         return None
@@ -85,6 +89,8 @@ def _completion(path: str, parsed: Any) -> Completion | None:
         message.get("reasoning_content") or message.get("reasoning") or None,
         message.get("tool_calls") or None,
         kept,
+        ttft_s,
+        generation_s,
     )
 
 
@@ -149,6 +155,21 @@ def _usage(usage: Mapping[str, Any] | None) -> Usage:
         _count(usage.get("completion_tokens")),
         _count(details.get("cached_tokens")) if type(details) is dict else 0,
     )
+
+
+def _timing(metrics: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Time to the first token and generation time, in seconds.
+
+    vLLM's ``time_to_first_token_ms`` begins when the request leaves its queue, unlike its histogram of that name, which
+    begins when it arrives: the two differ by ``queue_time_ms``, and without it nothing is known.
+    """
+    queue_s, first_s = _seconds(metrics.get("queue_time_ms")), _seconds(metrics.get("time_to_first_token_ms"))
+    ttft_s = None if queue_s is None or first_s is None else queue_s + first_s
+    return ttft_s, _seconds(metrics.get("generation_time_ms"))
+
+
+def _seconds(ms: Any) -> float | None:
+    return ms / 1000 if isinstance(ms, float | int) and ms >= 0 else None
 
 
 def _count(tokens: Any) -> int:

@@ -57,19 +57,16 @@ class Row:
         return first, whole
 
 
-rows_of = st.lists(
-    st.builds(
-        Row,
-        sent_s=st.floats(0, 40),
-        arrives_after_s=DELAY,
-        first_after_s=SECONDS,
-        overhead_s=st.floats(0, 0.05),
-        generation_s=SECONDS,
-        answer_takes_s=DELAY,
-        tells=st.booleans(),
-        cut_after_s=st.none() | SECONDS,
-    ),
-    max_size=15,
+a_row = st.builds(
+    Row,
+    sent_s=st.floats(0, 40),
+    arrives_after_s=DELAY,
+    first_after_s=SECONDS,
+    overhead_s=st.floats(0, 0.05),
+    generation_s=SECONDS,
+    answer_takes_s=DELAY,
+    tells=st.booleans(),
+    cut_after_s=st.none() | SECONDS,
 )
 scrapes = st.tuples(st.floats(0, 40), st.floats(0, 40)).filter(lambda pair: pair[0] != pair[1])
 
@@ -111,8 +108,39 @@ def check(others, whole: Histogram, own: Own, percent: int, scraped: tuple[float
     assert bounds.samples <= len(values)
 
 
+def period_of(scraped: tuple[float, float], takes_s: tuple[float, float]) -> Period:
+    return Period(*(Moment(at - took / 2, at + took / 2) for at, took in zip(scraped, takes_s, strict=True)))
+
+
 @given(
-    rows=rows_of,
+    row=a_row,
+    near=st.sampled_from(["first_s", "done_s"]),
+    where=st.floats(0.001, 1),
+    at_begin=st.booleans(),
+    takes_s=st.tuples(DELAY, DELAY),
+)
+def test_a_sample_lies_where_its_row_says_however_near_a_scrape(row, near, where, at_begin, takes_s):
+    """One row and a scrape that was made about when its sample was counted: within how long the scrape took."""
+    at = getattr(row, near) + (where - 0.5) * (takes_s[not at_begin] + 0.1)
+    scraped = (at, at + 20) if at_begin else (at - 20, at)
+    period = period_of(scraped, takes_s)
+    own = record([row], looks_at_s=period.end.answered_s + 1.0)
+    known = {
+        "first_s": own.first_tokens(period, BOUNDS, flying_at_most=None),
+        "done_s": own.whole_requests(period, BOUNDS),
+    }[near]
+    counted = row.samples()[near == "done_s"]
+    whole = histogram(counted, scraped)
+    claimed = [*known.certain, *known.possible, *known.flying]
+    if whole.total:
+        (lies_in,) = claimed
+        assert lies_in.lowest <= whole.counts.index(1) <= lies_in.highest
+    else:
+        assert not known.certain
+
+
+@given(
+    rows=st.lists(a_row, max_size=15),
     others=st.lists(st.tuples(st.floats(0, 40), SECONDS), max_size=20),
     pair=scrapes,
     takes_s=st.tuples(DELAY, DELAY),
@@ -120,7 +148,7 @@ def check(others, whole: Histogram, own: Own, percent: int, scraped: tuple[float
 )
 def test_the_others_quantile_lies_within_the_bounds(rows, others, pair, takes_s, percent):
     scraped = (min(pair), max(pair))
-    period = Period(*(Moment(at - took / 2, at + took / 2) for at, took in zip(scraped, takes_s, strict=True)))
+    period = period_of(scraped, takes_s)
     own = record(rows, looks_at_s=period.end.answered_s + 1.0)  # every answer that was on its way is here
     first = [sample for row in rows for sample in row.samples()[0]]
     whole = [sample for row in rows for sample in row.samples()[1]]

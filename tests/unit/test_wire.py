@@ -280,6 +280,53 @@ def test_counts_that_are_no_numbers_are_none() -> None:
     assert answer(chat({"content": "x"}) | {"usage": usage}) == Completion("x", "stop", Usage())
 
 
+TIMES = {
+    "time_to_first_token_ms": 14.5,
+    "generation_time_ms": 3000.0,
+    "queue_time_ms": 500,
+    "mean_itl_ms": 30.0,
+    "tokens_per_second": 33.1,
+    "speculative_decoding": None,
+}
+
+
+def test_time_to_first_token_counts_the_servers_queue() -> None:
+    completion = answer(chat({"content": "x"}) | {"metrics": TIMES})
+    assert isinstance(completion, Completion)
+    assert (completion.ttft_s, completion.generation_s) == (0.5145, 3.0)
+    body = {"choices": [{"index": 0, "text": "abc", "finish_reason": "stop"}], "metrics": TIMES}
+    completion = answer(body, path=COMPLETIONS)
+    assert isinstance(completion, Completion)
+    assert (completion.ttft_s, completion.generation_s) == (0.5145, 3.0)
+
+
+def test_time_to_first_token_of_a_stream_comes_with_its_usage() -> None:
+    chunk = chat({}) | {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]}
+    last = {"choices": [], "usage": {"prompt_tokens": 1}, "metrics": TIMES}
+    raw = b"".join(b"data: " + orjson.dumps(part) + b"\n\n" for part in (chunk, last)) + b"data: [DONE]\n\n"
+    completion = answer(raw, content_type="text/event-stream")
+    assert isinstance(completion, Completion)
+    assert (completion.ttft_s, completion.generation_s) == (0.5145, 3.0)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        None,
+        {},
+        [],
+        "x",
+        {"time_to_first_token_ms": 14.5},
+        TIMES | {"queue_time_ms": None},
+        TIMES | {"queue_time_ms": -1},
+    ],
+)
+def test_half_of_the_time_to_first_token_is_none(metrics: Any) -> None:
+    completion = answer(chat({"content": "x"}) | {"metrics": metrics})
+    assert isinstance(completion, Completion)
+    assert completion.ttft_s is None
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
 def test_reasoning_text(name: str) -> None:
     completion = answer(chat({"content": None, name: "hm"}, "length"))
@@ -339,6 +386,8 @@ WORDS = st.sampled_from(
         "detail",
         "logprobs",
         "object",
+        "metrics",
+        "queue_time_ms",
         "x",
     ]
 )
