@@ -14,8 +14,10 @@ from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.core.objective import Health, HealthTrack, Verdict, judge
 
 if TYPE_CHECKING:
-    from airflow_llm_provider.core.objective import Standing
-    from airflow_llm_provider.endpoint.latency import OwnRequests
+    from collections.abc import Mapping
+
+    from airflow_llm_provider.core.objective import Objective, Reading, Standing
+    from airflow_llm_provider.endpoint.latency import LatencySource, OwnRequests
     from airflow_llm_provider.endpoint.settings import EndpointSettings, LatencySettings
 
 log = logging.getLogger(__name__)
@@ -54,15 +56,25 @@ class LatencyWatch:
 
     async def run(self) -> None:
         """Look until cancelled."""
+        async with await self._source() as source:
+            while True:
+                self._observe(await source.read())
+                await asyncio.sleep(self._interval_s)
+
+    async def look(self) -> Standing:
+        """Look once, for as long as one reading takes."""
+        async with await self._source() as source:
+            return self._observe(await source.read())
+
+    async def _source(self) -> LatencySource:
         from airflow_llm_provider.endpoint.latency import latency_source
 
-        source = await asyncio.to_thread(latency_source, self._endpoint, self._own)  # may read a CA bundle
-        async with source:
-            while True:
-                readings = await source.read()
-                before = self.standing
-                self.standing = self._track.observe(judge(self.settings.objectives, readings), now=utc_now())
-                if before is None or before.health is not self.standing.health:
-                    level = logging.INFO if self.standing.health is Health.HEALTHY else logging.WARNING
-                    log.log(level, "Real-time is %s: %s", self.standing.health, self.standing.reason)
-                await asyncio.sleep(self._interval_s)
+        return await asyncio.to_thread(latency_source, self._endpoint, self._own)  # may read a CA bundle
+
+    def _observe(self, readings: Mapping[Objective, Reading]) -> Standing:
+        before = self.standing
+        self.standing = self._track.observe(judge(self.settings.objectives, readings), now=utc_now())
+        if before is None or before.health is not self.standing.health:
+            level = logging.INFO if self.standing.health is Health.HEALTHY else logging.WARNING
+            log.log(level, "Real-time is %s: %s", self.standing.health, self.standing.reason)
+        return self.standing
