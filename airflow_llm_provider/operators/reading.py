@@ -25,6 +25,7 @@ from airflow_llm_provider.hooks.vllm import VLLMHook
 from airflow_llm_provider.operators.context import prompt_context
 from airflow_llm_provider.operators.effective import configured
 from airflow_llm_provider.operators.paths import result_uri
+from airflow_llm_provider.operators.placing import pool_in_flight
 from airflow_llm_provider.storage.jsonl import JsonlSource
 from airflow_llm_provider.storage.source import ListSource
 
@@ -47,14 +48,13 @@ FLUSH_INTERVAL_S = 2.0
 def asked_by(operator: LLMBatchOperator) -> Asked:
     """What the DAG and the provider configuration ask for."""
     default, set_by = configured("max_in_flight", int)
-    per_slot, _ = configured("requests_per_slot", int)
     return Asked(
         workload=operator.workload,
         placement=operator.placement,
         window=operator.window,
         deadline=operator.deadline or None,  # a template may render to nothing
         max_in_flight=operator.max_in_flight,
-        pool_in_flight=None if per_slot is None else operator.pool_slots * per_slot,
+        pool_in_flight=pool_in_flight(operator.pool_slots),
         default_in_flight=MAX_IN_FLIGHT if default is None else default,
         default_set_by="default" if default is None else set_by,
         headroom=operator.headroom,
