@@ -7,7 +7,8 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.core.circuit import Circuit
-from airflow_llm_provider.core.dispatch import Dispatcher, Probe, Send, Stop, Ticket, Wait
+from airflow_llm_provider.core.commands import Probe, Send, Stop, Wait
+from airflow_llm_provider.core.dispatch import Dispatcher
 from airflow_llm_provider.core.request import Position, RowRequest
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.core.request import RowError
     from airflow_llm_provider.core.retry import Failure
+    from airflow_llm_provider.core.row_queue import Ticket
     from airflow_llm_provider.exceptions import LLMBatchError
 
     Answer = tuple[float, Failure | None]

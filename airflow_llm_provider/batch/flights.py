@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from airflow_llm_provider.core.dispatch import Ticket
     from airflow_llm_provider.core.request import Completion
     from airflow_llm_provider.core.retry import Failure
+    from airflow_llm_provider.core.row_queue import Ticket
     from airflow_llm_provider.endpoint.client import EndpointClient
 
 

@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.batch.flights import Flights, Yielded, cancel
-from airflow_llm_provider.core.dispatch import Probe, Send, Stop, Wait
+from airflow_llm_provider.core.commands import Probe, Send, Stop, Wait
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.endpoint.identity import resolve_model
 from airflow_llm_provider.exceptions import LLMBatchError, RunStoppedError, StaleRunError, TooManyErrorsError
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from airflow_llm_provider.batch.feeder import Feeder
     from airflow_llm_provider.batch.recorder import Recorder
     from airflow_llm_provider.batch.stop import StopSwitch
-    from airflow_llm_provider.core.dispatch import Dispatcher, Ticket
+    from airflow_llm_provider.core.dispatch import Dispatcher
     from airflow_llm_provider.core.ledger import Ledger
     from airflow_llm_provider.core.request import Completion
+    from airflow_llm_provider.core.row_queue import Ticket
     from airflow_llm_provider.core.tolerance import Tolerance
     from airflow_llm_provider.endpoint.client import EndpointClient
     from airflow_llm_provider.endpoint.identity import ServedModel

@@ -1,31 +1,32 @@
 """The dispatcher: what to send next, and what each answer means for its row.
 
-Owns the queue of rows that may be sent, the back-off of those that failed, and the budgets. Pure: `next` says what to
-do, the runner does it and reports back through `answered`, `failed` and `probed`. Does not know HTTP, files or clocks.
+Owns the budgets of rows, and what an event means for row and endpoint. Pure: `next` says what to do, the runner does it
+and reports back through `answered`, `failed` and `probed`. Does not know in which order rows go (`core.row_queue`), nor
+HTTP, files or clocks.
 
 Decide, do, apply, as vLLM's own scheduler does it (`schedule()` → output → `update_from_output()`).
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
-from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.core.circuit import State
+from airflow_llm_provider.core.commands import Probe, Send, Stop, Wait
 from airflow_llm_provider.core.drain import RowDurations
 from airflow_llm_provider.core.progress import duration
 from airflow_llm_provider.core.request import RowError
 from airflow_llm_provider.core.retry import SUSPECT, Failure, Reaction
+from airflow_llm_provider.core.row_queue import RowQueue
 from airflow_llm_provider.exceptions import ConfigurationError, EndpointDownError, EndpointRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from airflow_llm_provider.core.circuit import Circuit
+    from airflow_llm_provider.core.commands import Command
     from airflow_llm_provider.core.request import RowRequest
+    from airflow_llm_provider.core.row_queue import Ticket
     from airflow_llm_provider.exceptions import LLMBatchError
 
 MAX_IMMEDIATE = 3
@@ -34,70 +35,9 @@ MAX_IMMEDIATE = 3
 MAX_SUSPICIONS = 5
 """How many deaths of the server a row may have been inside of before it is taken for their cause."""
 
-ALONE_FROM = 2
-"""From this many deaths on, a row is in flight only while no other such row is: its next death convicts it alone. Rows
-that happened to be beside the cause each time would otherwise end with it."""
-
 SICK_ROWS = 16
 """After this many different rows failed with no answer in between, it is the endpoint that is sick, not the rows:
 from then on failures hold the run instead of spending attempts."""
-
-
-@dataclass(slots=True)
-class Ticket:
-    """A row on its way, with what it has spent.
-
-    Attributes:
-        request: what to send.
-        sends: requests made for the row in this try, of whatever end.
-        yields: how many of them were given up for real-time's sake or at the window's close.
-        sent_s: when the last one was sent, monotonic.
-        spent: attempts that count against the row's budget.
-        suspicions: engine deaths that happened with the row in flight.
-        immediate: stale connections met in a row.
-    """
-
-    request: RowRequest
-    sends: int = 0
-    yields: int = 0
-    sent_s: float = 0.0
-    spent: int = 0
-    suspicions: int = 0
-    immediate: int = 0
-
-    @property
-    def attempts(self) -> int:
-        """Requests that were not given up by ourselves."""
-        return self.sends - self.yields
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send these now."""
-
-    tickets: list[Ticket]
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Ask the endpoint who it is and report with `probed`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Nothing to send before `until` (monotonic seconds; None: before something is reported)."""
-
-    until: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """End the run with this error."""
-
-    error: LLMBatchError
-
-
-Command = Send | Probe | Wait | Stop
 
 
 class Dispatcher:
@@ -121,22 +61,18 @@ class Dispatcher:
         self._closes_s: float | None = None
         self._max_attempts = max_attempts
         self._wait_s = wait_s
-        self._ready: deque[Ticket] = deque()
-        self._suspects: deque[Ticket] = deque()  # those that go alone
-        self._alone: Ticket | None = None  # the one of them that is in flight
-        self._delayed: list[tuple[float, int, Ticket]] = []
-        self._order = count()
+        self._queue = RowQueue()
         self._stop: LLMBatchError | None = None
         self._failing: set[int] = set()  # rows that failed since the last answer
 
     @property
     def queued(self) -> int:
         """Rows that wait to be sent, back-offs included."""
-        return len(self._ready) + len(self._suspects) + len(self._delayed)
+        return len(self._queue)
 
     def feed(self, requests: Iterable[RowRequest]) -> None:
         """Take in rows, in the order in which they should go."""
-        self._ready.extend(Ticket(request) for request in requests)
+        self._queue.feed(requests)
 
     def release(self, *, limit: int, closes_s: float | None) -> None:
         """Rows may be sent, `limit` of them at a time, if they will have ended by `closes_s` (monotonic seconds)."""
@@ -192,27 +128,26 @@ class Dispatcher:
                 return self._again(ticket, failure, now)
             case Reaction.BACK_OFF:
                 self.circuit.failed(failure, now)
-                self._ready.appendleft(ticket)
+                self._queue.first(ticket)
             case Reaction.HOLD:
                 trial = self.circuit.state is State.TRIAL
                 self.circuit.failed(failure, now)
                 if failure.kind in SUSPECT:
                     return self._suspect(ticket, failure)
                 if trial:  # another row makes the next one, should it be this one's fault
-                    self._ready.append(ticket)
+                    self._queue.last(ticket)
                 else:
-                    self._ready.appendleft(ticket)
+                    self._queue.first(ticket)
             case Reaction.STOP:
-                self._ready.appendleft(ticket)
+                self._queue.first(ticket)
                 self._refuse(failure)
         return None
 
     def yielded(self, ticket: Ticket) -> None:
         """The request was given up by ourselves: the row goes again, before others, and has spent nothing."""
         ticket.yields += 1
-        alone = ticket is self._alone
         self._landed(ticket)
-        (self._suspects if alone else self._ready).appendleft(ticket)
+        self._queue.first(ticket)
 
     def probed(self, failure: Failure | None, now: float) -> None:
         """The probe came back; None where the server is there and serves what the run asks for."""
@@ -227,36 +162,22 @@ class Dispatcher:
 
     def _send(self, now: float, state: State) -> Send | Wait:
         """Send what the limit has room for and the window has time for; on trial, one row and no other."""
-        while self._delayed and self._delayed[0][0] <= now:
-            self._ready.append(heapq.heappop(self._delayed)[2])
+        due_s = self._queue.due_s(now)
         room = self.limit - self.in_flight if self.fits(now) else 0
         if state is State.TRIAL:
             room = 0 if self.circuit.asked else min(room, 1)
-        if room > 0 and (tickets := self._take(room, now, trial=state is State.TRIAL)):
+        if tickets := self._queue.take(room, trial=state is State.TRIAL):
             self.circuit.asked = True
+            self.in_flight += len(tickets)
+            for ticket in tickets:
+                ticket.sends += 1
+                ticket.sent_s = now
             return Send(tickets)
-        if state is State.TRIAL:
-            return Wait(self.circuit.until)
-        return Wait(self._delayed[0][0] if self._delayed else None)
-
-    def _take(self, amount: int, now: float, *, trial: bool) -> list[Ticket]:
-        """Up to `amount` tickets, at most one suspect among them; a suspect makes the trial only if nobody else can."""
-        tickets: list[Ticket] = []
-        if self._suspects and self._alone is None and not (trial and self._ready):
-            self._alone = self._suspects.popleft()
-            tickets.append(self._alone)
-        while self._ready and len(tickets) < amount:
-            tickets.append(self._ready.popleft())
-        for ticket in tickets:
-            ticket.sends += 1
-            ticket.sent_s = now
-        self.in_flight += len(tickets)
-        return tickets
+        return Wait(self.circuit.until if state is State.TRIAL else due_s)
 
     def _landed(self, ticket: Ticket) -> None:
         self.in_flight -= 1
-        if ticket is self._alone:
-            self._alone = None
+        self._queue.landed(ticket)
 
     def _works(self, now: float) -> None:
         self._failing.clear()
@@ -276,8 +197,7 @@ class Dispatcher:
         ticket.immediate = 0
         if ticket.spent >= self._max_attempts:
             return _row_error(failure)
-        due = now + max(self._wait_s(ticket.spent), failure.retry_after_s or 0.0)
-        heapq.heappush(self._delayed, (due, next(self._order), ticket))
+        self._queue.later(ticket, now + max(self._wait_s(ticket.spent), failure.retry_after_s or 0.0))
         return None
 
     def _again(self, ticket: Ticket, failure: Failure, now: float) -> RowError | None:
@@ -286,7 +206,7 @@ class Dispatcher:
             ticket.immediate = 0
             self.circuit.lost(failure, now)
             return self._suspect(ticket, failure)  # or a row that a proxy hangs up on would go round for ever
-        self._ready.appendleft(ticket)
+        self._queue.first(ticket)
         return None
 
     def _suspect(self, ticket: Ticket, failure: Failure) -> RowError | None:
@@ -298,10 +218,7 @@ class Dispatcher:
                 f"the last: {failure.message}",
                 failure.http_status,
             )
-        if failure.kind in SUSPECT and ticket.suspicions >= ALONE_FROM:
-            self._suspects.append(ticket)
-        else:
-            self._ready.append(ticket)  # at the back: another row makes the trial
+        self._queue.last(ticket)  # another row makes the trial
         return None
 
     def _refuse(self, failure: Failure) -> None:

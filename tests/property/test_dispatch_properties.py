@@ -13,7 +13,7 @@ from airflow_llm_provider.core.dispatch import MAX_IMMEDIATE, MAX_SUSPICIONS
 from airflow_llm_provider.core.retry import REACTIONS, SUSPECT, Failure, FailureKind, Reaction
 
 if TYPE_CHECKING:
-    from airflow_llm_provider.core.dispatch import Ticket
+    from airflow_llm_provider.core.row_queue import Ticket
 
 GOES_ON = [kind for kind, reaction in REACTIONS.items() if reaction is not Reaction.STOP]
 ROW_PAYS = [

@@ -7,17 +7,8 @@ import pytest
 from dispatch_model import World, dispatcher, request
 
 from airflow_llm_provider.core.circuit import State
-from airflow_llm_provider.core.dispatch import (
-    MAX_IMMEDIATE,
-    MAX_SUSPICIONS,
-    SICK_ROWS,
-    Dispatcher,
-    Probe,
-    Send,
-    Stop,
-    Ticket,
-    Wait,
-)
+from airflow_llm_provider.core.commands import Probe, Send, Stop, Wait
+from airflow_llm_provider.core.dispatch import MAX_IMMEDIATE, MAX_SUSPICIONS, SICK_ROWS
 from airflow_llm_provider.core.retry import REACTIONS, SUSPECT, Failure, FailureKind, Reaction
 from airflow_llm_provider.exceptions import (
     ConfigurationError,
@@ -30,7 +21,9 @@ from airflow_llm_provider.exceptions import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from airflow_llm_provider.core.dispatch import Command
+    from airflow_llm_provider.core.commands import Command
+    from airflow_llm_provider.core.dispatch import Dispatcher
+    from airflow_llm_provider.core.row_queue import Ticket
 
 BUSY = Failure(FailureKind.BUSY, "engine is currently busy", 503)
 DRAINING = Failure(FailureKind.DRAINING, "cannot schedule new futures after shutdown", 500)

@@ -11,7 +11,7 @@ from dispatch_model import dispatcher
 from airflow_llm_provider.batch.feeder import BLOCK_ROWS, Feeder
 from airflow_llm_provider.batch.prepare import Preparer
 from airflow_llm_provider.batch.recorder import Recorder
-from airflow_llm_provider.core.dispatch import Send
+from airflow_llm_provider.core.commands import Send
 from airflow_llm_provider.core.ledger import Ledger
 from airflow_llm_provider.core.prompt import RequestSpec, RequestTemplate
 from airflow_llm_provider.core.request import Completion, Usage
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from airflow_llm_provider.core.dispatch import Ticket
+    from airflow_llm_provider.core.row_queue import Ticket
 
 FINGERPRINT = "0123456789ab"
 

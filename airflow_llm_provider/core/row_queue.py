@@ -1,0 +1,110 @@
+"""The rows of a run that wait to be sent, and the order in which they go.
+
+Owns the queue, the back-off of rows that failed, and the lane of rows that are suspected of killing the server. Does
+not know what a failure means for a row (`core.dispatch`), nor whether anything may be sent.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from airflow_llm_provider.core.request import RowRequest
+
+ALONE_FROM = 2
+"""From this many deaths on, a row is in flight only while no other such row is: its next death convicts it alone. Rows
+that happened to be beside the cause each time would otherwise end with it."""
+
+
+@dataclass(slots=True)
+class Ticket:
+    """A row on its way, with what it has spent.
+
+    Attributes:
+        request: what to send.
+        sends: requests made for the row in this try, of whatever end.
+        yields: how many of them were given up for real-time's sake or at the window's close.
+        sent_s: when the last one was sent, monotonic.
+        spent: attempts that count against the row's budget.
+        suspicions: deaths of the server that happened with the row in flight.
+        immediate: stale connections met in a row.
+    """
+
+    request: RowRequest
+    sends: int = 0
+    yields: int = 0
+    sent_s: float = 0.0
+    spent: int = 0
+    suspicions: int = 0
+    immediate: int = 0
+
+    @property
+    def attempts(self) -> int:
+        """Requests that were not given up by ourselves."""
+        return self.sends - self.yields
+
+    @property
+    def goes_alone(self) -> bool:
+        """Whether it must not be in flight together with another such row."""
+        return self.suspicions >= ALONE_FROM
+
+
+class RowQueue:
+    """Tickets in the order in which they should go; those that go alone have a lane of their own."""
+
+    def __init__(self) -> None:
+        self._ready: deque[Ticket] = deque()
+        self._suspects: deque[Ticket] = deque()  # those that go alone
+        self._alone: Ticket | None = None  # the one of them that is in flight
+        self._delayed: list[tuple[float, int, Ticket]] = []
+        self._order = count()
+
+    def __len__(self) -> int:
+        """Rows that wait, back-offs included."""
+        return len(self._ready) + len(self._suspects) + len(self._delayed)
+
+    def feed(self, requests: Iterable[RowRequest]) -> None:
+        """Take in new rows, behind all others."""
+        self._ready.extend(Ticket(request) for request in requests)
+
+    def first(self, ticket: Ticket) -> None:
+        """Have it go again before others."""
+        self._lane(ticket).appendleft(ticket)
+
+    def last(self, ticket: Ticket) -> None:
+        """Have it go again after others."""
+        self._lane(ticket).append(ticket)
+
+    def later(self, ticket: Ticket, due_s: float) -> None:
+        """Have it go again at `due_s` (monotonic seconds), after those that are waiting then."""
+        heapq.heappush(self._delayed, (due_s, next(self._order), ticket))
+
+    def due_s(self, now: float) -> float | None:
+        """End the back-offs that are over at `now`, and say when the next one is."""
+        while self._delayed and self._delayed[0][0] <= now:
+            self.last(heapq.heappop(self._delayed)[2])
+        return self._delayed[0][0] if self._delayed else None
+
+    def take(self, amount: int, *, trial: bool) -> list[Ticket]:
+        """Up to `amount` tickets, at most one suspect among them; a suspect makes the trial only if nobody else can."""
+        tickets: list[Ticket] = []
+        if amount > 0 and self._suspects and self._alone is None and not (trial and self._ready):
+            self._alone = self._suspects.popleft()
+            tickets.append(self._alone)
+        while self._ready and len(tickets) < amount:
+            tickets.append(self._ready.popleft())
+        return tickets
+
+    def landed(self, ticket: Ticket) -> None:
+        """It is not in flight any more, however it ended."""
+        if ticket is self._alone:
+            self._alone = None
+
+    def _lane(self, ticket: Ticket) -> deque[Ticket]:
+        return self._suspects if ticket.goes_alone else self._ready
