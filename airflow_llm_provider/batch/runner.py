@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from airflow_llm_provider.batch.flights import Flights, Yielded, cancel
 from airflow_llm_provider.core.commands import Probe, Send, Stop, Wait
-from airflow_llm_provider.core.retry import Failure, FailureKind
+from airflow_llm_provider.core.retry import Failure
 from airflow_llm_provider.endpoint.identity import resolve_model
 from airflow_llm_provider.exceptions import LLMBatchError, RunStoppedError, StaleRunError, TooManyErrorsError
 
@@ -173,13 +173,14 @@ class Runner:
         """Look at the server from time to time: for a swapped model, and for a stop that it never completes.
 
         A vLLM told to stop may close its port, answer nothing more, and wait for its connections to close, while we
-        wait for its answers. Refused twice with no answer in between, the requests in flight are given up.
+        wait for its answers. Refused twice with no answer in between, the requests in flight are given up. A name that
+        does not resolve, or a gateway's 502, says nothing about the requests that have reached the server.
         """
         refused_at: int | None = None  # answers counted when a connection was first refused
         while True:
             await asyncio.sleep(IDENTITY_INTERVAL_S if refused_at is None else SECOND_LOOK_S)
             failure = await self._identify()  # other failures show in the requests soon enough
-            if failure is None or failure.kind is not FailureKind.UNREACHABLE:
+            if failure is None or not failure.refused:
                 refused_at = None
             elif refused_at == self._answers:
                 self._flights.give_up(failure)

@@ -78,12 +78,14 @@ class Failure:
         message: the server's words where it said any, else the client's; at most a few hundred characters.
         http_status: the HTTP status, where there was an answer.
         retry_after_s: the server's Retry-After in seconds, where it sent one.
+        refused: nobody listens at the port, and nothing in between has answered in the server's stead.
     """
 
     kind: FailureKind
     message: str
     http_status: int | None = None
     retry_after_s: float | None = None
+    refused: bool = False
 
     @property
     def reaction(self) -> Reaction:

@@ -7,6 +7,7 @@ Owns the connections, and the recognition of failures that come without an answe
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import socket
 import ssl
@@ -215,6 +216,7 @@ class EndpointClient:
     def _failure(self, error: Exception, *, answered: bool, at_once: bool) -> Failure:
         """Names an exception of aiohttp's. Order matters: its classes inherit from each other."""
         words = f"{self._base_url}: {_words(error)}"
+        refused = isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno == errno.ECONNREFUSED
         match error:
             case aiohttp.ClientConnectorCertificateError() | aiohttp.ServerFingerprintMismatch():
                 kind = FailureKind.UNTRUSTED
@@ -230,7 +232,7 @@ class EndpointClient:
                 half = isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)
                 stale = at_once and not answered and not half and not _connection_is_new.get()
                 kind = FailureKind.STALE_CONNECTION if stale else FailureKind.CONNECTION_LOST
-        return Failure(kind, shorten(words, self._secrets))
+        return Failure(kind, shorten(words, self._secrets), refused=refused)
 
 
 def _watchful_socket(address: AddrInfoType) -> socket.socket:

@@ -215,11 +215,15 @@ async def test_refused() -> None:
     failure = await send_one(url)
     assert kind_of(failure) is FailureKind.UNREACHABLE
     assert isinstance(failure, Failure)
+    assert failure.refused
     assert url in failure.message
 
 
 async def test_no_such_host() -> None:
-    assert kind_of(await send_one("http://no-such-host.invalid:8000")) is FailureKind.UNREACHABLE
+    failure = await send_one("http://no-such-host.invalid:8000")
+    assert kind_of(failure) is FailureKind.UNREACHABLE
+    assert isinstance(failure, Failure)
+    assert not failure.refused
 
 
 async def test_connect_timeout() -> None:
@@ -237,6 +241,8 @@ async def test_connect_timeout() -> None:
             for connection in waiting:
                 connection.close()
     assert kind_of(failure) is FailureKind.UNREACHABLE
+    assert isinstance(failure, Failure)
+    assert not failure.refused
 
 
 async def test_hang(stub: StubVLLM) -> None:

@@ -1,4 +1,7 @@
-"""A server that was told to stop, closes its port, and waits for ever for its connections to close, as vLLM may."""
+"""A server that was told to stop, closes its port, and waits for ever for its connections to close, as vLLM may.
+
+And one that only looks like it, because a gateway in front of it has lost sight of it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
+from aiohttp import web
 from batch_fakes import job_of, part_lines, texts, write_rows
 
 from airflow_llm_provider.batch import runner
@@ -14,11 +19,12 @@ from airflow_llm_provider.batch.execution import run_job
 from airflow_llm_provider.batch.stop import StopSwitch
 from airflow_llm_provider.storage.store import RunStore
 from airflow_llm_provider.testing import StubVLLM
+from airflow_llm_provider.testing.server import Handler
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
+    from airflow_llm_provider.testing.server import Behaviour
 
 IN_FLIGHT = 4
 MODELS = json.dumps({"object": "list", "data": [{"id": "stub", "root": "stub-weights", "owned_by": "vllm"}]}).encode()
@@ -87,3 +93,35 @@ def test_requests_that_nobody_will_answer_are_given_up(tmp_path: Path, monkeypat
     assert manifest["counts"] == {"total": 20, "succeeded": 20, "errored": 0}
     lines = part_lines(tmp_path / "run")
     assert sorted(line["attempts"] for line in lines)[-IN_FLIGHT:] == [2] * IN_FLIGHT
+
+
+class LostFromSight(Handler):
+    """While requests are being worked at, the gateway in front of it answers the next few looks in its stead."""
+
+    def __init__(self, behaviour: Behaviour, status: int, page: str) -> None:
+        super().__init__(behaviour)
+        self.looks_left = 6
+        self._answer = (status, page)
+
+    def _get(self, path: str, request: web.BaseRequest) -> web.Response:
+        if not self.tally.in_flight or not self.looks_left:
+            return super()._get(path, request)
+        self.looks_left -= 1
+        status, page = self._answer
+        return web.Response(status=status, text=page)
+
+
+@pytest.mark.parametrize(("status", "page"), [(502, "502 Bad Gateway"), (503, "no healthy upstream")])
+def test_requests_are_not_given_up_because_a_gateway_lost_sight_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, page: str
+) -> None:
+    """Only a port that is closed tells of a server that takes nothing any more."""
+    monkeypatch.setattr(runner, "IDENTITY_INTERVAL_S", 0.02)
+    monkeypatch.setattr(runner, "SECOND_LOOK_S", 0.02)
+    stub = StubVLLM(model="stub", delay_s=1.0)
+    stub._handler = handler = LostFromSight(stub.behaviour, status, page)
+    with stub:
+        job = job_of(stub, write_rows(tmp_path / "rows.jsonl", texts(IN_FLIGHT)), max_in_flight=IN_FLIGHT)
+        run_job(job, RunStore(f"file://{tmp_path}/run"), StopSwitch())
+    assert handler.looks_left == 0
+    assert stub.received == IN_FLIGHT
