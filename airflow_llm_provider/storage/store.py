@@ -12,7 +12,7 @@ import os
 import secrets
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,15 @@ from fsspec.implementations.local import LocalFileSystem
 from airflow_llm_provider.exceptions import ConfigurationError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _READERS = 16
 
 _SCRATCH = "_run/tmp"
 """Where files are written before they are renamed into place; same file system as the run, out of readers' sight."""
+
+_SCRATCH_OLD_S = 120.0
+"""Nobody writes a file for so long without touching it: what is older was left by a try that was killed."""
 
 
 @contextmanager
@@ -130,33 +133,36 @@ class RunStore:
             if not self._local:
                 self._fs.pipe_file(self._at(name), data)
                 return
-            scratch = self._scratch()
-            try:
-                with scratch.open("wb") as file:
-                    file.write(data)
-                    if durable:
-                        file.flush()
-                        os.fsync(file.fileno())
-                self._rename(scratch, name, durable=durable)
-            finally:
-                scratch.unlink(missing_ok=True)
+            with self._spooled([data], durable=durable) as scratch:
+                self._place(scratch, name, Path.replace, durable=durable)
 
-    def write_from(self, name: str, pieces: Iterable[bytes]) -> int:
-        """Like `write`, for an object too large to hold: spooled to a local file first. Returns its size in bytes."""
-        with _naming(f"write_from {self.uri}/{name}"):
-            scratch = self._scratch()
-            try:
-                with scratch.open("wb") as file:
-                    size_bytes = sum(file.write(piece) for piece in pieces)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if self._local:
-                    self._rename(scratch, name, durable=True)
-                else:
-                    self._fs.put_file(str(scratch), self._at(name))
-            finally:
-                scratch.unlink(missing_ok=True)
-            return size_bytes
+    def write_from(self, name: str, pieces: Iterable[bytes]) -> None:
+        """Like `write`, for an object too large to hold: spooled to a local file first."""
+        with _naming(f"write_from {self.uri}/{name}"), self._spooled(pieces, durable=True) as scratch:
+            if self._local:
+                self._place(scratch, name, Path.replace, durable=True)
+            else:
+                self._fs.put_file(str(scratch), self._at(name))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Put the whole object in place where none lies yet; returns whether ours is the one that lies there.
+
+        Files and the large object stores settle themselves who comes first. Where a store cannot, it is looked at
+        just before and just after: of two that write between each other's looks, both may take themselves for the
+        first, and whoever relies on it must look again later.
+
+        Raises:
+            StorageError: when it could not be found out or written.
+        """
+        if self.read(name) is not None:
+            return False
+        with _naming(f"create {self.uri}/{name}"):
+            if self._local:
+                with self._spooled([data], durable=True) as scratch:
+                    self._place(scratch, name, _link, durable=True)
+            else:
+                self._put_new(name, data)
+        return self.read(name) == data
 
     def list(self, prefix: str) -> dict[str, int]:
         """Names of all objects below the folder `prefix` ("" for the run itself) with their sizes in bytes.
@@ -189,9 +195,16 @@ class RunStore:
                 return
 
     def clear_scratch(self) -> None:
-        """Remove what killed tries left half-written on files."""
-        if self._local:
-            self.delete_folder(_SCRATCH)
+        """Remove what killed tries left half-written on files; what another may be writing just now is left."""
+        folder = Path(self._at(_SCRATCH))
+        if not self._local or not folder.exists():
+            return
+        with _naming(f"clear {self.uri}/{_SCRATCH}"), self._spooled([], durable=False) as probe:
+            now_s = probe.stat().st_mtime  # by the clock that dates the others, which may be a file server's
+            for entry in os.scandir(folder):
+                with suppress(FileNotFoundError):
+                    if entry.stat().st_mtime < now_s - _SCRATCH_OLD_S:
+                        Path(entry.path).unlink()
 
     def _delete(self, name: str) -> None:
         with _naming(f"delete {self.uri}/{name}"):
@@ -203,6 +216,29 @@ class RunStore:
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
+    def _put_new(self, name: str, data: bytes) -> None:
+        try:
+            self._fs.pipe_file(self._at(name), data, mode="create")
+        except FileExistsError:
+            return  # another's, or our own whose answer was lost: the caller looks
+        except Exception:  # noqa: BLE001 - whatever a store or its client says that knows no such condition
+            if self.read(name) is None:
+                self._fs.pipe_file(self._at(name), data)
+
+    @contextmanager
+    def _spooled(self, pieces: Iterable[bytes], *, durable: bool) -> Iterator[Path]:
+        """A scratch file that holds `pieces`; gone afterwards, where it was not moved away."""
+        scratch = self._scratch()
+        try:
+            with scratch.open("wb") as file:
+                file.writelines(pieces)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            yield scratch
+        finally:
+            scratch.unlink(missing_ok=True)
+
     def _scratch(self) -> Path:
         if self._local:
             folder = Path(self._root) / _SCRATCH
@@ -212,12 +248,22 @@ class RunStore:
         os.close(handle)
         return Path(name)
 
-    def _rename(self, scratch: Path, name: str, *, durable: bool) -> None:
+    def _place(self, scratch: Path, name: str, put: Callable[[Path, Path], object], *, durable: bool) -> None:
         target = Path(self._at(name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch.replace(target)
+        put(scratch, target)
         if durable:
             _sync_folder(target.parent)
+
+
+def _link(scratch: Path, target: Path) -> None:
+    """Give `scratch` the name `target` unless another file bears it."""
+    try:
+        os.link(scratch, target)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        scratch.replace(target)
 
 
 def _sync_folder(folder: Path) -> None:

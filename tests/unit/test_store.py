@@ -51,7 +51,7 @@ class Failing:
 def test_writes_reads_lists_and_deletes(store: RunStore) -> None:
     store.write("a.json", b"1")
     store.write("_run/journal/00000/x.jsonl", b"22", durable=False)
-    assert store.write_from("big.jsonl", iter([b"33", b"3"])) == 3
+    store.write_from("big.jsonl", iter([b"33", b"3"]))
     assert store.read("a.json") == b"1"
     assert store.read("big.jsonl") == b"333"
     assert store.list("") == {"_run/journal/00000/x.jsonl": 2, "a.json": 1, "big.jsonl": 3}
@@ -68,6 +68,94 @@ def test_overwrites_whole(store: RunStore) -> None:
     store.write("a", b"a long old text")
     store.write("a", b"new")
     assert store.read("a") == b"new"
+
+
+def test_creates_only_where_nothing_lies(store: RunStore) -> None:
+    assert store.create("_run/run.json", b"ours")
+    assert not store.create("_run/run.json", b"theirs")
+    assert store.read("_run/run.json") == b"ours"
+    assert store.list("") == {"_run/run.json": 4}
+
+
+class Rival:
+    """A file system on which another writer comes between our look and our write.
+
+    Args:
+        fs: what is really there.
+        how: whether the other comes ``before`` our write or ``after`` it, and whether the store is one that ``refuses``
+            to overwrite, ``ignores`` that it was asked to, or ``cannot`` (it raises at the word).
+    """
+
+    def __init__(self, fs: Any, how: str, comes: str, rival: bytes | None) -> None:
+        self._inner, self._how, self._comes, self._rival = fs, how, comes, rival
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def pipe_file(self, path: str, data: bytes, mode: str = "overwrite") -> None:
+        if self._comes == "before" and self._rival is not None:
+            self._inner.pipe_file(path, self._rival)
+        if mode == "create" and self._how == "cannot":
+            raise OSError(errno.ENOSYS, "A header you provided implies functionality that is not implemented")
+        self._inner.pipe_file(path, data, mode=mode if self._how == "refuses" else "overwrite")
+        if self._comes == "after" and self._rival is not None:
+            self._inner.pipe_file(path, self._rival)
+
+
+@pytest.mark.parametrize("how", ["refuses", "ignores", "cannot"])
+def test_creates_on_stores_of_all_kinds(how: str) -> None:
+    store = memory_store()
+    store._fs = Rival(store._fs, how, "before", None)
+    assert store.create("a", b"ours")
+    assert not store.create("a", b"theirs")
+    assert store.read("a") == b"ours"
+
+
+@pytest.mark.parametrize(
+    ("how", "comes", "stands"),
+    [
+        ("refuses", "before", b"theirs"),
+        ("refuses", "after", b"theirs"),
+        ("ignores", "after", b"theirs"),
+        ("cannot", "before", b"theirs"),
+        ("cannot", "after", b"theirs"),
+    ],
+)
+def test_who_comes_second_or_is_overwritten_is_told(how: str, comes: str, stands: bytes) -> None:
+    store = memory_store()
+    store._fs = Rival(store._fs, how, comes, b"theirs")
+    assert not store.create("a", b"ours")
+    assert store.read("a") == stands
+
+
+def test_an_answer_that_was_lost_does_not_make_us_our_own_rival() -> None:
+    """The client library sends the request again, and is refused by what its first one wrote."""
+    store = memory_store()
+    store._fs = Rival(store._fs, "refuses", "before", b"ours")
+    assert store.create("a", b"ours")
+
+
+def test_creates_on_files_too_where_there_are_no_hard_links(tmp_path: Path, mocker: MockerFixture) -> None:
+    mocker.patch("os.link", side_effect=PermissionError(errno.EPERM, "Operation not permitted"))
+    store = RunStore(str(tmp_path))
+    assert store.create("a", b"ours")
+    assert not store.create("a", b"theirs")
+    assert store.read("a") == b"ours"
+    assert not list((tmp_path / "_run" / "tmp").iterdir())
+
+
+def test_a_rival_on_files_between_look_and_write(tmp_path: Path, mocker: MockerFixture) -> None:
+    store = RunStore(str(tmp_path))
+    real = os.fsync
+
+    def rival(handle: int) -> None:
+        mocker.stop(patched)
+        (tmp_path / "a").write_bytes(b"theirs")
+        real(handle)
+
+    patched = mocker.patch("os.fsync", side_effect=rival)
+    assert not store.create("a", b"ours")
+    assert store.read("a") == b"theirs"
 
 
 def test_nothing_there_is_none_and_no_error(store: RunStore) -> None:
@@ -111,6 +199,15 @@ def test_could_not_is_never_nothing_there(
     assert store.uri in str(raised.value)
 
 
+def test_a_create_that_cannot_look_creates_nothing() -> None:
+    store = memory_store()
+    whole, store._fs = store._fs, Failing(store._fs, "cat_file", OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(StorageError, match="Input/output error"):
+        store.create("a", b"1")
+    store._fs = whole
+    assert store.read("a") is None
+
+
 @pytest.mark.parametrize("method", ["pipe_file", "put_file"])
 def test_a_put_that_fails_leaves_the_old_object(method: str) -> None:
     store = memory_store()
@@ -118,6 +215,9 @@ def test_a_put_that_fails_leaves_the_old_object(method: str) -> None:
     store._fs = Failing(store._fs, method, OSError(errno.ENOSPC, "full"))
     with pytest.raises(StorageError, match="disk is full"):
         store.write("a", b"new") if method == "pipe_file" else store.write_from("a", [b"new"])
+    if method == "pipe_file":
+        with pytest.raises(StorageError, match="disk is full"):
+            store.create("b", b"new")
     assert store.read("a") == b"old"
 
 
@@ -147,13 +247,40 @@ def test_pieces_that_fail_leave_no_object(store: RunStore) -> None:
     assert store.read("a") is None
 
 
-def test_scratch_of_killed_tries_is_not_listed_and_can_be_cleared(tmp_path: Path) -> None:
+def test_scratch_of_killed_tries_is_not_listed_and_is_removed_when_it_is_old(tmp_path: Path) -> None:
     store = RunStore(str(tmp_path))
     store.write("a", b"1")
-    (tmp_path / "_run" / "tmp" / "left-over").write_bytes(b"half")
+    scratch = tmp_path / "_run" / "tmp"
+    (scratch / "left-over").write_bytes(b"half")
+    os.utime(scratch / "left-over", (1, 1))
     assert store.list("") == {"a": 1}
+    (scratch / "just now").write_bytes(b"ha")
     store.clear_scratch()
-    assert not (tmp_path / "_run" / "tmp").exists()
+    assert [entry.name for entry in scratch.iterdir()] == ["just now"]
+    assert store.list("") == {"a": 1}
+
+
+def test_scratch_that_another_try_is_writing_is_left_alone(tmp_path: Path) -> None:
+    """Else a run that ends would fail the write of another that shares its path by mistake."""
+    one, other = RunStore(str(tmp_path)), RunStore(str(tmp_path))
+
+    def pieces() -> Any:
+        yield b"half"
+        other.write("b", b"1")
+        other.clear_scratch()
+        yield b" and half"
+
+    one.write_from("a", pieces())
+    assert one.read("a") == b"half and half"
+
+
+def test_scratch_that_cannot_be_looked_at_is_an_error(tmp_path: Path, mocker: MockerFixture) -> None:
+    store = RunStore(str(tmp_path))
+    store.clear_scratch()  # nothing was ever written: nothing to look at
+    store.write("a", b"1")
+    mocker.patch("os.scandir", side_effect=PermissionError(errno.EACCES, "denied"))
+    with pytest.raises(StorageError, match="denied"):
+        store.clear_scratch()
 
 
 def test_spooling_for_an_object_store_leaves_nothing_on_the_local_disk(tmp_path: Path, mocker: MockerFixture) -> None:
