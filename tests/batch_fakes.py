@@ -124,12 +124,19 @@ class KilledStore(RunStore):
             self.kept |= {line["index"] for line in map(json.loads, data.splitlines()) if "index" in line}
         self._die_after()
 
-    def write_from(self, name: str, pieces: Iterable[bytes]) -> int:
+    def create(self, name: str, data: bytes) -> bool:
+        if self._killed_here() and self.how != "after":
+            self._leave_scratch(data)
+            raise StorageError(f"killed {self.how} creating {name}")
+        created = super().create(name, data)
+        self._die_after()
+        return created
+
+    def write_from(self, name: str, pieces: Iterable[bytes]) -> None:
         if self._killed_here() and self.how != "after":
             raise StorageError(f"killed {self.how} writing {name}")
-        size_bytes = super().write_from(name, pieces)
+        super().write_from(name, pieces)
         self._die_after()
-        return size_bytes
 
     def delete_folder(self, prefix: str) -> None:
         if self._killed_here() and self.how != "after":

@@ -1,20 +1,21 @@
 """A batch job from beginning to end: find or begin the run, work it off, write its manifest.
 
 Owns the order of these steps and the decision to resume, restart or refuse. Does not know how rows are worked off
-(`work`) or what a run looks like on storage (`storage`).
+(`work`), how a run ends (`ending`) or what it looks like on storage (`storage`).
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from datetime import datetime
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from airflow_llm_provider.batch.clock import utc_now
+from airflow_llm_provider.batch.ending import finish, judge
 from airflow_llm_provider.batch.gate import await_release
 from airflow_llm_provider.batch.loop import run_apart
 from airflow_llm_provider.batch.preflight import identify
@@ -31,9 +32,8 @@ from airflow_llm_provider.exceptions import (
     RunStoppedError,
     SourceError,
     StaleRunError,
-    TooManyErrorsError,
 )
-from airflow_llm_provider.storage import layout, manifest, opening
+from airflow_llm_provider.storage import layout, opening
 from airflow_llm_provider.storage.document import RunDocument
 from airflow_llm_provider.storage.journal import Journal
 from airflow_llm_provider.storage.parts import Parts
@@ -78,6 +78,16 @@ def run_job(
     return _JobRun(job, store, stop, begun or (lambda: None)).run()
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A run that lies there, and what is done of it."""
+
+    document: RunDocument
+    ledger: Ledger
+    journal: Journal
+    parts: Parts
+
+
 class _JobRun:
     """One try of a job."""
 
@@ -87,28 +97,37 @@ class _JobRun:
         self._store = store
         self._stop = stop
         self._try_token = secrets.token_hex(4)
+        self._document: RunDocument | None = None
+        """What would be begun anew."""
 
     def run(self) -> dict[str, Any]:
         job = self._job
         found = opening.find(self._store, job.identity, must_exist=job.must_exist and not job.rerun)
-        document = found.document
-        if document is None:
-            return self._judge(self._begin(after=None, why=None))
+        self._document = found.document
         try:
-            self._check_unchanged(document)
-            if self._asked_to_rerun(found):
-                return self._judge(self._begin(after=document, why="rerun=True"))
-            if found.manifest is not None:
-                when = found.manifest["finished_at"]
-                log.info("This run finished at %s; nothing is sent. rerun=True does it again", when)
-                return self._judge(found.manifest)
-            return self._judge(self._resume(document))
+            finished = self._begin_or_go_on(found)
         except (StaleRunError, SourceError) as error:
-            if job.on_stale != "restart":
+            # Once per try: a model or an input that changes again and again would be begun anew for ever.
+            if job.on_stale != "restart" or self._document is None:
                 raise
-            return self._judge(self._begin(after=document, why=str(error)))
+            finished = self._begin(after=self._document, why=str(error))
+        return judge(job, finished)
 
     # -- find, begin, resume
+
+    def _begin_or_go_on(self, found: opening.Found) -> dict[str, Any]:
+        document = found.document
+        if document is None:
+            return self._begin(after=None, why=None)
+        if self._asked_to_rerun(found):  # whatever has changed since: that may be why
+            return self._begin(after=document, why="rerun=True")
+        self._check_shaping(document)
+        if found.manifest is None:
+            return self._resume(document)
+        self._check_source(document, may_be_gone=True)
+        when = found.manifest["finished_at"]
+        log.info("This run finished at %s; nothing is sent. rerun=True does it again", when)
+        return found.manifest
 
     def _shaping(self) -> dict[str, Any]:
         """Everything that shapes an answer and is known before the endpoint is asked; no URLs, keys or headers."""
@@ -127,19 +146,25 @@ class _JobRun:
         normal: dict[str, Any] = orjson.loads(canonical(shaping))  # as run.json will give it back: no tuples
         return normal
 
-    def _check_unchanged(self, document: RunDocument) -> None:
-        """Whether the run that lies there can be gone on with.
+    def _check_shaping(self, document: RunDocument) -> None:
+        """Whether the run that lies there would be begun the same way today, as far as that is known by itself.
 
         Raises:
             StaleRunError: what shapes its answers has changed.
-            SourceError: its pinned input has.
         """
         if changed := differences(document.shaping, self._shaping()):
             raise StaleRunError(
                 f"The run at {self._store.uri} was begun with other inputs: {'; '.join(changed)}. Put them back, "
                 "or set on_stale='restart' to begin it anew (what it has done is removed)"
             )
-        for warning in self._job.source.check(document.snapshot):
+
+    def _check_source(self, document: RunDocument, *, may_be_gone: bool = False) -> None:
+        """Whether the pinned input is as it was; where every row has landed, it may have been archived since.
+
+        Raises:
+            SourceError: it has changed, or is gone and may not be.
+        """
+        for warning in self._job.source.check(document.snapshot, may_be_gone=may_be_gone):
             log.warning(warning)
 
     def _asked_to_rerun(self, found: opening.Found) -> bool:
@@ -147,6 +172,7 @@ class _JobRun:
 
     def _begin(self, *, after: RunDocument | None, why: str | None) -> dict[str, Any]:
         """Scan, write the intent of a first generation, or of the next one in place of `after`, and work it off."""
+        self._document = None  # until the intent is written: what goes wrong before is nothing to begin anew for
         self._await_release()
         log.info("Reading the source once, to count, pin and check it")
         scan = self._job.source.scan(self._job.chunk_rows)
@@ -173,11 +199,17 @@ class _JobRun:
         else:
             log.warning("Beginning anew; what lies at %s is removed. Why: %s", self._store.uri, why)
             document = opening.restart(self._store, document)
+        self._document = document
         log.info("Begun: %s rows in %s chunks at %s", f"{rows:,}", f"{len(scan.plan):,}", self._store.uri)
-        return self._work(document)
+        return self._work(self._open(document))
 
     def _resume(self, document: RunDocument) -> dict[str, Any]:
         """Go on with the run that lies there."""
+        opened = self._open(document) if document.state == "open" else None
+        if opened is not None and opened.ledger.finished:
+            self._check_source(document, may_be_gone=True)
+            return self._work(opened)
+        self._check_source(document)
         self._await_release()
         then = document.served
         if then:
@@ -187,9 +219,9 @@ class _JobRun:
                 log.warning("The server's version was %s when the run began; it is %s", then["version"], now["version"])
         if document.plan.chunk_rows != self._job.chunk_rows:
             log.info("The run goes on with the chunk_rows it began with, %d", document.plan.chunk_rows)
-        if document.state == "clearing":
-            document = opening.finish_clearing(self._store, document)
-        return self._work(document)
+        if opened is None:
+            opened = self._open(opening.finish_clearing(self._store, document))
+        return self._work(opened)
 
     def _await_release(self) -> None:
         """Wait a little for window and switch; raises RunHeld where it would be long. Latency is the gate's to see."""
@@ -241,9 +273,8 @@ class _JobRun:
 
     # -- work
 
-    def _work(self, document: RunDocument) -> dict[str, Any]:
-        self._begun()
-        self._check_stop()
+    def _open(self, document: RunDocument) -> _Opened:
+        """Find out what is done of the run."""
         listing = self._store.list("")
         parts = Parts(self._store, document.fingerprint, self._try_token)
         ledger = Ledger(document.plan, parts.load(document.plan, listing))
@@ -251,53 +282,21 @@ class _JobRun:
         journal = Journal(self._store, document.fingerprint, self._try_token, found)
         if ledger.totals.done:
             log.info("Resuming: %s of %s rows lie in parts", f"{ledger.totals.done:,}", f"{document.plan.total_rows:,}")
-        if not ledger.finished:
+        return _Opened(document, ledger, journal, parts)
+
+    def _work(self, opened: _Opened) -> dict[str, Any]:
+        self._begun()
+        self._check_stop()
+        if not opened.ledger.finished:
             work = work_off(
                 self._job,
-                document,
+                opened.document,
                 self._store,
-                ledger=ledger,
-                journal=journal,
-                parts=parts,
+                ledger=opened.ledger,
+                journal=opened.journal,
+                parts=opened.parts,
                 try_token=self._try_token,
                 stop=self._stop,
             )
             run_apart(work, self._stop)
-        return self._finish(document, ledger, parts)
-
-    def _finish(self, document: RunDocument, ledger: Ledger, parts: Parts) -> dict[str, Any]:
-        """Assemble the dead letters and write the manifest: the run is finished when it lies there."""
-        errored = ledger.totals.errored
-        if errored:
-            self._store.write_from(layout.DEAD_LETTER, parts.dead_letters(ledger.committed))
-        parts.remove_foreign()
-        now = utc_now()
-        age = now - datetime.fromisoformat(document.created_at)
-        built = manifest.build(
-            document,
-            ledger,
-            uri=self._store.uri,
-            finished_at=now.isoformat(),
-            duration_s=age.total_seconds(),
-            dead_letters=errored,
-        )
-        built["epoch"] = self._job.epoch
-        built["release"] = dict(self._job.agreed)
-        opening.finish(self._store, built)
-        return built
-
-    def _judge(self, finished: dict[str, Any]) -> dict[str, Any]:
-        """Hand out the manifest, or say that the run it tells of failed.
-
-        Raises:
-            TooManyErrorsError: more rows errored than the run bears; everything has landed all the same.
-        """
-        counts = finished["counts"]
-        if self._job.tolerance.exceeded(errored=counts["errored"], rows=counts["total"]):
-            raise TooManyErrorsError(
-                f"{counts['errored']:,} of {counts['total']:,} rows errored, more than "
-                f"max_error_rate={self._job.tolerance.max_error_rate:g} bears. All results have landed at "
-                f"{finished['result_path']}; the errored rows, with requests and errors, are in "
-                f"{finished['dead_letter']}. Mend the cause and clear the task with rerun=True, or raise max_error_rate"
-            )
-        return finished
+        return finish(self._job, opened.document, self._store, ledger=opened.ledger, parts=opened.parts)

@@ -100,12 +100,14 @@ class JsonlSource:
             raise self._repeated(snapshot, plan, *repeated)
         return Scan(snapshot, digest.hexdigest(), plan)
 
-    def check(self, snapshot: Mapping[str, Any]) -> list[str]:
+    def check(self, snapshot: Mapping[str, Any], *, may_be_gone: bool = False) -> list[str]:
         """Pinned files must be as they were; others are left for the next run. See `storage.source.Source.check`."""
         now = {(file.pattern, file.path): file for file in self._find(pinned=snapshot)}
         for pinned in snapshot["files"]:
             file = now.pop((pinned["pattern"], pinned["path"]), None)
             if file is None:
+                if may_be_gone:
+                    continue
                 raise SourceError(f"{pinned['uri']} was part of this run's input and is gone. {_RESTART}")
             if file.size_bytes != pinned["bytes"] or (
                 file.version != pinned["version"] and self._content_digest(file) != pinned["sha256"]

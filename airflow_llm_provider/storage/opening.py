@@ -1,7 +1,10 @@
 """Finding, beginning, restarting and finishing a run at its path.
 
-Owns the order of writes that makes each of them safe to interrupt. Does not decide whether to restart, and does not
-know the endpoint: `batch.job` does.
+Owns the order of writes that makes each of them safe to interrupt, and the looks that keep two writers apart. Does not
+decide whether to restart, and does not know the endpoint: `batch.execution` does.
+
+Two task instances that were given one path, or a try that goes on beside its successor, meet at ``run.json``: it is
+created where none lies, and whoever is about to remove or replace what lies there looks first whether it is theirs.
 
 A restart writes a document of the next generation in state ``clearing``, removes what the generation before left, and
 writes it again as ``open``. Killed in between, the next try finds ``clearing`` and goes on with the removal.
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from airflow_llm_provider.exceptions import ForeignRunError, RunMissingError
+from airflow_llm_provider.exceptions import ForeignRunError, RunMissingError, RunStoppedError
 from airflow_llm_provider.storage import layout
 from airflow_llm_provider.storage.document import RunDocument
 
@@ -56,21 +59,48 @@ def find(store: RunStore, identity: RunIdentity, *, must_exist: bool) -> Found:
             raise RunMissingError(
                 f"An earlier try of this task began its run at {store.uri}, and no run lies there now. "
                 "If the path is a local one, another worker may have written it: use storage that all workers see. "
-                "If it was removed on purpose, set rerun=True or clear the task"
+                "If it was removed on purpose, set rerun=True and clear the task: then a run begins at this path again"
             )
         return Found(None, None)
-    document = RunDocument.decode(data, uri=f"{store.uri}/{layout.RUN}")
-    if document.identity != identity:
-        raise ForeignRunError(
-            f"{store.uri} belongs to {document.identity}, and this is {identity}. Two runs cannot share a path: "
-            "put something of the run into result_path, such as {{ run_id }}, or leave it out"
-        )
+    document = _decode(store, data, identity)
     return Found(document, _manifest(store, document))
 
 
 def begin(store: RunStore, document: RunDocument) -> None:
-    """Write the intent of a first generation."""
-    store.write(layout.RUN, document.encode())
+    """Write the intent of a first generation, at a path where no run was found.
+
+    Raises:
+        ForeignRunError: another run has begun there meanwhile.
+        RunStoppedError: another try of this run has.
+        StorageError: it could not be written.
+    """
+    if not store.create(layout.RUN, document.encode()):
+        confirm(store, document)
+
+
+def confirm(store: RunStore, document: RunDocument) -> None:
+    """Look whether the run that lies there is still the one that `document` began.
+
+    Raises:
+        ForeignRunError: it is another's: two runs were given one path, and the store let both begin.
+        RunStoppedError: another try of this task has begun it, or begun it anew.
+        RunMissingError: none lies there any more.
+        StorageError: it could not be found out.
+    """
+    data = store.read(layout.RUN)
+    if data is None:
+        raise RunMissingError(
+            f"{store.uri}/{layout.RUN} is gone: somebody removed it while the task ran. Nothing says any more what "
+            "the results beside it are. Move the folder away, and clear the task with rerun=True to begin anew"
+        )
+    there = _decode(store, data, document.identity)
+    # When it was begun tells two beginnings apart that are alike otherwise; the state does not count.
+    if _beginning(there) != _beginning(document):
+        raise RunStoppedError(
+            f"The run at {store.uri} was begun by another try of this task at {there.created_at} (generation "
+            f"{there.generation}); this try's is of {document.created_at} (generation {document.generation}). One of "
+            "two tries was given up for dead too early. This one ends; the next goes on from what lies there"
+        )
 
 
 def restart(store: RunStore, document: RunDocument) -> RunDocument:
@@ -80,7 +110,12 @@ def restart(store: RunStore, document: RunDocument) -> RunDocument:
 
 
 def finish_clearing(store: RunStore, document: RunDocument) -> RunDocument:
-    """Remove everything of earlier generations; returns the document, open."""
+    """Remove everything of earlier generations; returns the document, open.
+
+    Raises:
+        RunStoppedError: another try of this task has begun it anew meanwhile.
+        StorageError: it could not all be removed.
+    """
     listing = store.list("")
     # The manifest goes first: while it stands, readers may rely on what it names.
     store.delete(name for name in (layout.MANIFEST, layout.DEAD_LETTER, layout.PROGRESS) if name in listing)
@@ -88,6 +123,7 @@ def finish_clearing(store: RunStore, document: RunDocument) -> RunDocument:
     for folder in (layout.JOURNAL, layout.COMMITS, layout.DEAD):
         store.delete_folder(folder)
     opened = document.opened()
+    confirm(store, opened)
     store.write(layout.RUN, opened.encode())
     return opened
 
@@ -98,6 +134,21 @@ def finish(store: RunStore, manifest: dict[str, Any]) -> None:
     for folder in (layout.JOURNAL, layout.COMMITS, layout.DEAD):
         store.delete_folder(folder)
     store.clear_scratch()
+
+
+def _decode(store: RunStore, data: bytes, identity: RunIdentity) -> RunDocument:
+    document = RunDocument.decode(data, uri=f"{store.uri}/{layout.RUN}")
+    if document.identity != identity:
+        raise ForeignRunError(
+            f"{store.uri} belongs to {document.identity}, and this is {identity}. Two runs cannot share a path: "
+            "put something of the run into result_path, such as {{ run_id }}, and {{ ti.map_index }} for a mapped "
+            "task, or leave it out"
+        )
+    return document
+
+
+def _beginning(document: RunDocument) -> tuple[int, str, str]:
+    return document.generation, document.fingerprint, document.created_at
 
 
 def _manifest(store: RunStore, document: RunDocument) -> dict[str, Any] | None:

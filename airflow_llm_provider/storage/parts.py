@@ -14,6 +14,7 @@ import orjson
 
 from airflow_llm_provider.core.ledger import ChunkSummary
 from airflow_llm_provider.core.request import Status, Usage
+from airflow_llm_provider.exceptions import StorageError
 from airflow_llm_provider.storage import layout, lines
 from airflow_llm_provider.storage.store import read_all
 
@@ -88,21 +89,65 @@ class Parts:
                 committed[number] = summary
         return committed
 
-    def dead_letters(self, committed: Mapping[int, ChunkSummary]) -> Iterator[bytes]:
-        """All chunks' dead letters, in input order.
+    def check(self, committed: Mapping[int, ChunkSummary], listing: Mapping[str, int]) -> None:
+        """Compare what was committed with what lies there: a manifest names no part that does not.
+
+        Raises:
+            StorageError: when a part is gone or was changed.
+        """
+        for number, summary in committed.items():
+            name = layout.part(number, self._fingerprint)
+            if listing.get(name) != summary.bytes:
+                now = f"has {listing[name]:,}" if name in listing else "is gone"
+                raise StorageError(
+                    f"{self._store.uri}/{name} was committed with {summary.bytes:,} bytes and {now} now: another try, "
+                    "or a person, has been at work there. The next try looks again, and does again what is missing"
+                )
+
+    def assemble_dead_letters(self, committed: Mapping[int, ChunkSummary], listing: Mapping[str, int]) -> None:
+        """Write all chunks' dead letters as one object, in input order.
+
+        Where some of the chunks' own are gone, they were assembled before: an end that was interrupted, or a manifest
+        that was moved away. Then what was assembled stays as it is.
 
         Only of chunks with errored rows: a try killed between dead letters and part leaves letters behind that the
         next try, in which the rows succeed, does not overwrite.
-        """
-        names = [
-            layout.dead(number, self._fingerprint) for number, summary in sorted(committed.items()) if summary.errored
-        ]
-        return (data for _, data in read_all(self._store, names))
 
-    def remove_foreign(self) -> None:
+        Raises:
+            StorageError: when letters are gone and never were assembled, too.
+        """
+        names = {
+            layout.dead(number, self._fingerprint): layout.part(number, self._fingerprint)
+            for number, summary in sorted(committed.items())
+            if summary.errored
+        }
+        if names.keys() <= listing.keys():
+            self._store.write_from(layout.DEAD_LETTER, self._letters(names))
+        elif layout.DEAD_LETTER not in listing:
+            raise self._lost(next(part for name, part in names.items() if name not in listing))
+
+    def remove_foreign(self, listing: Mapping[str, int]) -> None:
         """Remove parts of other answers, which a try of an earlier generation may have written late."""
-        parsed = {name: layout.parse_part(name) for name in self._store.list("")}
+        parsed = {name: layout.parse_part(name) for name in listing}
         self._store.delete(name for name, part in parsed.items() if part and part[1] != self._fingerprint)
+
+    def _letters(self, names: Mapping[str, str]) -> Iterator[bytes]:
+        """The bytes of each of `names`, which maps them to their parts."""
+        awaited = iter(names.items())
+        for found, data in read_all(self._store, names):
+            name, part = next(awaited)
+            if found != name:
+                raise self._lost(part)
+            yield data
+        for _, part in awaited:
+            raise self._lost(part)
+
+    def _lost(self, part: str) -> StorageError:
+        return StorageError(
+            f"The dead letters of {self._store.uri}/{part} are gone from {layout.DEAD}, so the rows that errored in it "
+            "would be lost to whoever mends them. If the next try says so again, remove that part: its rows are then "
+            "done again"
+        )
 
     def _records(self, listing: Mapping[str, int]) -> Iterator[tuple[int, ChunkSummary]]:
         names = [name for name in listing if name.startswith(f"{layout.COMMITS}/{self._fingerprint}-")]

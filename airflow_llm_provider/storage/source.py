@@ -60,11 +60,15 @@ class Source(Protocol):
         """
         ...
 
-    def check(self, snapshot: Mapping[str, Any]) -> list[str]:
+    def check(self, snapshot: Mapping[str, Any], *, may_be_gone: bool = False) -> list[str]:
         """Compare the pinned input with what is there now. Returns warnings, e.g. of files that came late.
 
+        Args:
+            snapshot: what was pinned.
+            may_be_gone: every row has landed, so what is there no more was archived.
+
         Raises:
-            SourceError: when something that was pinned is gone or has changed.
+            SourceError: when something that was pinned has changed, or is gone and may not be.
             StorageError: when that could not be found out.
         """
         ...
@@ -117,8 +121,9 @@ class ListSource:
         digest = self._digest()
         return Scan({"kind": "list", "rows": total, "sha256": digest}, digest, ChunkPlan(chunk_rows, total, starts))
 
-    def check(self, snapshot: Mapping[str, Any]) -> list[str]:
-        """A list is pinned whole by its digest."""
+    def check(self, snapshot: Mapping[str, Any], *, may_be_gone: bool = False) -> list[str]:
+        """A list is pinned whole by its digest, and is always there."""
+        del may_be_gone
         if snapshot.get("sha256") != self._digest():
             raise SourceError(
                 "The rows given as source are not those the run began with. Clear the upstream task's change, "

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from batch_fakes import IDENTITY, KilledStore, Try, job_of, kept_indices, part_lines, run, texts, write_rows
 
+from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.batch.execution import EmptySourceSkip
 from airflow_llm_provider.batch.stop import StopSwitch
 from airflow_llm_provider.core.prompt import RequestSpec
+from airflow_llm_provider.core.release import Terms
 from airflow_llm_provider.core.tolerance import Tolerance
+from airflow_llm_provider.core.window_text import parse_windows
 from airflow_llm_provider.exceptions import (
     ConfigurationError,
     EndpointDownError,
@@ -26,12 +30,15 @@ from airflow_llm_provider.exceptions import (
     StorageError,
     TooManyErrorsError,
 )
+from airflow_llm_provider.storage.jsonl import JsonlSource
 from airflow_llm_provider.storage.source import ListSource
 from airflow_llm_provider.storage.store import RunStore
 from airflow_llm_provider.testing import Fault, StubVLLM
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pytest_mock import MockerFixture
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +183,79 @@ def test_rerun_resumes_a_run_that_is_not_finished(stub: StubVLLM, source: str, s
     assert not set(second.requested(stub)) & kept
 
 
+@pytest.mark.parametrize("on_stale", ["fail", "restart"])
+@pytest.mark.parametrize("mended", ["prompt", "source"])
+def test_rerun_does_it_again_with_what_was_mended(
+    stub: StubVLLM, tmp_path: Path, source: str, store: RunStore, *, mended: str, on_stale: Any
+) -> None:
+    """What TooManyErrorsError tells people to do: mend the cause and clear with rerun=True."""
+    stub.behaviour.fault = lambda request, _: Fault.bad_request() if "Say: text 1" in json.dumps(request) else None
+    with pytest.raises(TooManyErrorsError, match="rerun=True"):
+        run(job_of(stub, source, tolerance=Tolerance(0.0)), store)
+    changes: dict[str, Any] = {"prompt": "Sing: {{ row.text }}"} if mended == "prompt" else {}
+    if mended == "source":
+        write_rows(tmp_path / "rows.jsonl", [row | {"text": f"a {row['text']}"} for row in texts(10)])
+    anew = job_of(stub, source, tolerance=Tolerance(0.0), rerun=True, epoch=1, on_stale=on_stale, **changes)
+    manifest = run(anew, store)
+    assert (manifest["generation"], manifest["counts"]["succeeded"]) == (2, 10)
+    received = stub.received
+    assert run(anew, store) == manifest
+    assert stub.received == received
+
+
+@pytest.mark.parametrize("on_stale", ["fail", "restart"])
+def test_a_finished_run_whose_input_was_archived_stays_finished(
+    stub: StubVLLM, tmp_path: Path, store: RunStore, *, on_stale: Any
+) -> None:
+    source = write_rows(tmp_path / "a.jsonl", texts(6))
+    (tmp_path / "glob").mkdir()
+    write_rows(tmp_path / "glob" / "b.jsonl", [{"text": "more"}])
+    job = job_of(stub, JsonlSource([source, f"{tmp_path}/glob/*.jsonl"]), on_stale=on_stale)
+    manifest = run(job, store)
+    for path in (tmp_path / "a.jsonl", tmp_path / "glob" / "b.jsonl"):
+        path.unlink()
+        assert run(replace(job, epoch=5), store) == manifest
+    assert stub.received == 7
+
+
+def test_a_finished_run_is_still_stale_where_its_input_is_there_and_another(
+    stub: StubVLLM, tmp_path: Path, source: str, store: RunStore, folder: Path
+) -> None:
+    run(job_of(stub, source), store)
+    write_rows(tmp_path / "rows.jsonl", texts(11))
+    with pytest.raises(SourceError, match="has changed"):
+        run(job_of(stub, source), store)
+    rows = RunStore(f"{folder}-of-rows")
+    run(job_of(stub, ListSource(texts(3))), rows)
+    with pytest.raises(SourceError, match="not those the run began with"):  # the upstream task gave others
+        run(job_of(stub, ListSource(texts(4))), rows)
+
+
+@pytest.mark.parametrize("gone", ["endpoint", "window", "input"])
+def test_where_only_the_manifest_is_missing_nothing_else_is_needed(
+    stub: StubVLLM, tmp_path: Path, source: str, store: RunStore, folder: Path, *, gone: str
+) -> None:
+    class NoManifest(RunStore):
+        def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+            if name == "manifest.json":
+                raise StorageError("killed")
+            super().write(name, data, durable=durable)
+
+    with pytest.raises(StorageError, match="killed"):
+        run(job_of(stub, source), NoManifest(str(folder)))
+    job = job_of(stub, source)
+    if gone == "endpoint":
+        stub.behaviour.api_key = "an endpoint that nobody needs to ask"
+    elif gone == "window":
+        begins = utc_now() + timedelta(hours=6)
+        later = parse_windows(f"{begins:%H:%M}-{begins + timedelta(hours=1):%H:%M} UTC")
+        job = replace(job, terms=Terms(limit=4, windows=later))
+    else:
+        (tmp_path / "rows.jsonl").unlink()
+    assert run(job, store)["counts"]["succeeded"] == 10
+    assert stub.received == 10
+
+
 # -- what changed
 
 
@@ -273,6 +353,58 @@ def test_a_swapped_model_is_noticed_at_a_resume(stub: StubVLLM, source: str, sto
     stub.swap_model("other-weights")
     with pytest.raises(StaleRunError, match=r"swapped under the name 'stub'.*stub-weights.*other-weights"):
         run(job_of(stub, source), store)
+
+
+def swap_after(stub: StubVLLM, rows: int) -> None:
+    """The model behind the name is another one from the `rows`-th request on; so says the endpoint when it is asked."""
+
+    def fault(_request: dict[str, Any], nth: int) -> Fault | None:
+        if nth != rows:
+            return None
+        stub.swap_model("other-weights")
+        return Fault.answer(502, "Bad Gateway")  # upon which the endpoint is looked at again
+
+    stub.behaviour.fault = fault
+
+
+def test_a_model_swapped_in_the_try_that_began_the_run_restarts_it_where_that_was_asked_for(
+    stub: StubVLLM, source: str, store: RunStore, folder: Path
+) -> None:
+    swap_after(stub, 6)
+    with pytest.raises(StaleRunError, match="swapped under the name"):
+        run(job_of(stub, source, max_in_flight=1), store)
+    stub.swap_model("stub-weights")
+    swap_after(stub, stub.received + 6)
+    other = RunStore(f"{folder}-2")
+    manifest = run(job_of(stub, source, max_in_flight=1, on_stale="restart"), other)
+    assert (manifest["generation"], manifest["served"]["root"]) == (2, "other-weights")
+    assert [line["index"] for line in part_lines(folder.with_name(f"{folder.name}-2"))] == list(range(10))
+
+
+def test_an_input_that_changes_under_the_try_that_began_the_run(
+    stub: StubVLLM, tmp_path: Path, source: str, store: RunStore, folder: Path
+) -> None:
+    """Once per try: an input that goes on changing would be begun anew for ever."""
+
+    def cut(_request: dict[str, Any], nth: int) -> None:
+        if nth == 1:
+            write_rows(tmp_path / "rows.jsonl", texts(3))
+
+    stub.behaviour.fault = cut
+    job = job_of(stub, source, max_in_flight=1, chunk_rows=1, on_stale="restart")
+    manifest = run(job, store)
+    assert (manifest["generation"], manifest["counts"]["total"]) == (2, 3)
+
+
+def test_an_input_that_was_never_there_is_looked_for_once(
+    stub: StubVLLM, tmp_path: Path, store: RunStore, mocker: MockerFixture
+) -> None:
+    source = JsonlSource([f"{tmp_path}/nothing.jsonl"])
+    scan = mocker.spy(source, "scan")
+    with pytest.raises(SourceError, match="no file matches"):
+        run(job_of(stub, source, on_stale="restart"), store)
+    assert scan.call_count == 1
+    assert store.list("") == {}
 
 
 def test_a_run_begun_without_a_model_name_goes_on_with_the_model_it_found(
@@ -481,6 +613,14 @@ class StoppingStore(RunStore):
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
         super().write(name, data, durable=durable)
+        self._stop_at(name)
+
+    def create(self, name: str, data: bytes) -> bool:
+        created = super().create(name, data)
+        self._stop_at(name)
+        return created
+
+    def _stop_at(self, name: str) -> None:
         if name.startswith(self._prefix):
             self._stop_it.set("Stopped from outside")
             self._stop_it.set("again")

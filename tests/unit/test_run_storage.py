@@ -13,7 +13,7 @@ from batch_fakes import IDENTITY
 from airflow_llm_provider.core.chunks import ChunkPlan
 from airflow_llm_provider.core.ledger import Ledger, OpenChunk, SettledLine
 from airflow_llm_provider.core.request import Completion, Outcome, Position, RowError, RowRequest, Status, Usage
-from airflow_llm_provider.exceptions import ForeignRunError, RunMissingError, StorageError
+from airflow_llm_provider.exceptions import ForeignRunError, RunMissingError, RunStoppedError, StorageError
 from airflow_llm_provider.storage import layout, manifest, opening
 from airflow_llm_provider.storage.document import RunDocument
 from airflow_llm_provider.storage.journal import Journal
@@ -219,7 +219,7 @@ def test_foreign_parts_are_not_ours_and_are_removed_at_the_end(store: RunStore) 
     summary = made.commit(complete(1))
     store.write("part-99999-notes.txt", b"a person's file")
     assert reloaded(store) == {1: summary}
-    made.remove_foreign()
+    made.remove_foreign(store.list(""))
     assert [name for name in store.list("") if name.startswith("part-")] == [
         layout.part(1, OURS),
         "part-99999-notes.txt",
@@ -248,7 +248,8 @@ def test_dead_letters_come_in_input_order_and_only_of_rows_that_errored(store: R
     again = parts(store, of_try="next")
     committed[1] = again.commit(complete(1))
     committed[0] = again.commit(complete(0, errors=frozenset({2, 0})))
-    letters = [json.loads(line) for data in again.dead_letters(committed) for line in data.splitlines()]
+    again.assemble_dead_letters(committed, store.list(""))
+    letters = [json.loads(line) for line in (store.read(layout.DEAD_LETTER) or b"").splitlines()]
     assert [letter["index"] for letter in letters] == [0, 2, 6]
 
 
@@ -329,7 +330,7 @@ def test_nothing_there_and_nothing_expected(store: RunStore) -> None:
 
 
 def test_nothing_there_although_a_try_began_a_run(store: RunStore) -> None:
-    with pytest.raises(RunMissingError, match="storage that all workers see"):
+    with pytest.raises(RunMissingError, match=r"storage that all workers see.*set rerun=True and clear the task"):
         find(store, must_exist=True)
 
 
@@ -357,6 +358,24 @@ def test_another_tasks_run(store: RunStore) -> None:
         find(store, identity=replace(IDENTITY, map_index=0))
 
 
+def test_a_run_is_begun_only_where_none_lies(store: RunStore) -> None:
+    opening.begin(store, DOCUMENT)
+    with pytest.raises(ForeignRunError, match=r"belongs to dag\.task of .*this is dag\.task\[0\] of .*map_index"):
+        opening.begin(store, replace(DOCUMENT, identity=replace(IDENTITY, map_index=0)))
+    for change in ({"generation": 2}, {"fingerprint": FOREIGN}, {"created_at": "2026-01-01T00:00:01+00:00"}):
+        with pytest.raises(RunStoppedError, match="begun by another try of this task"):
+            opening.begin(store, replace(DOCUMENT, **change))
+    assert find(store).document == DOCUMENT
+
+
+def test_a_run_whose_document_is_damaged_while_it_ran(store: RunStore) -> None:
+    opening.begin(store, DOCUMENT)
+    opening.confirm(store, replace(DOCUMENT, state="clearing"))
+    store.write(layout.RUN, b"{")
+    with pytest.raises(ForeignRunError, match="damaged"):
+        opening.confirm(store, DOCUMENT)
+
+
 def test_a_run_is_found_and_its_manifest_when_it_is_finished(store: RunStore) -> None:
     opening.begin(store, DOCUMENT)
     assert find(store, must_exist=True) == opening.Found(DOCUMENT, None)
@@ -365,8 +384,8 @@ def test_a_run_is_found_and_its_manifest_when_it_is_finished(store: RunStore) ->
 
 
 def test_a_manifest_of_an_older_generation_is_no_manifest(store: RunStore) -> None:
-    opening.finish(store, finished(1))
     opening.begin(store, replace(DOCUMENT, generation=2))
+    opening.finish(store, finished(1))
     assert find(store).manifest is None
 
 

@@ -1,0 +1,70 @@
+"""The end of a run whose every row has an outcome: dead letters, manifest, and what the task makes of it.
+
+Owns the order of the last writes, and the looks before them. Does not know how rows are worked off (`work`).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_llm_provider.batch.clock import utc_now
+from airflow_llm_provider.exceptions import TooManyErrorsError
+from airflow_llm_provider.storage import manifest, opening
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.batch.job import BatchJob
+    from airflow_llm_provider.core.ledger import Ledger
+    from airflow_llm_provider.storage.document import RunDocument
+    from airflow_llm_provider.storage.parts import Parts
+    from airflow_llm_provider.storage.store import RunStore
+
+
+def finish(job: BatchJob, document: RunDocument, store: RunStore, *, ledger: Ledger, parts: Parts) -> dict[str, Any]:
+    """Assemble the dead letters and write the manifest: the run is finished when it lies there.
+
+    Nothing is written or removed unless the run that lies there is still this one, with every part it committed.
+
+    Raises:
+        ForeignRunError, RunMissingError: another run, or none, lies there now.
+        RunStoppedError: another try of this task took the run over.
+        StorageError: a part or a dead letter is not there, or storage failed.
+    """
+    opening.confirm(store, document)
+    listing = store.list("")
+    parts.check(ledger.committed, listing)
+    errored = ledger.totals.errored
+    if errored:
+        parts.assemble_dead_letters(ledger.committed, listing)
+    parts.remove_foreign(listing)
+    now = utc_now()
+    age = now - datetime.fromisoformat(document.created_at)
+    built = manifest.build(
+        document,
+        ledger,
+        uri=store.uri,
+        finished_at=now.isoformat(),
+        duration_s=age.total_seconds(),
+        dead_letters=errored,
+    )
+    built["epoch"] = job.epoch
+    built["release"] = dict(job.agreed)
+    opening.finish(store, built)
+    return built
+
+
+def judge(job: BatchJob, finished: dict[str, Any]) -> dict[str, Any]:
+    """Hand out the manifest, or say that the run it tells of failed.
+
+    Raises:
+        TooManyErrorsError: more rows errored than the run bears; everything has landed all the same.
+    """
+    counts = finished["counts"]
+    if job.tolerance.exceeded(errored=counts["errored"], rows=counts["total"]):
+        raise TooManyErrorsError(
+            f"{counts['errored']:,} of {counts['total']:,} rows errored, more than "
+            f"max_error_rate={job.tolerance.max_error_rate:g} bears. All results have landed at "
+            f"{finished['result_path']}; the errored rows, with requests and errors, are in "
+            f"{finished['dead_letter']}. Mend the cause and clear the task with rerun=True, or raise max_error_rate"
+        )
+    return finished
