@@ -6,11 +6,13 @@ histograms on the wire (`endpoint.exposition`) nor how they are scraped (`endpoi
 All times are one process's monotonic seconds. The server's clock is never compared with ours, only durations are. With
 
     s  sent, by our clock                        e  answer read, by our clock
-    t  queue time + time to the first token      g  generation time, both as the server says in the answer
+    t  queue time + time to the first token      g  generation time, both by the word of the server's engine
 
-the server saw the request between s and e - g - t. So its first token came between s + t and e - g, and its sample of
-time to the first token is at least t (the server's begins with reading the request) and at most e - g - s; that of the
-whole request is between t + g and e - s. The width of these intervals is what network and HTTP took: milliseconds.
+what is left of e - s, the lag e - s - t - g, went by before the engine had the request and after it had the last token:
+network, HTTP, and the server's front end, which counts a sample when it reads the engine's token. So a first token is
+counted between s + t and s + t + lag, with a value between t and t + lag, if the front end is not further behind its
+engine at the first token than at the last; twice the lag is allowed, for a front end that is catching up. The sample of
+the whole request is between t + g and e - s. The lag is milliseconds, and where it is more, the bounds are wider.
 
 A request in flight at a scrape has a first token there or has not: its sample, if there is one, is at most the
 scrape's time - s. The same goes for a request that ended without saying t and g.
@@ -33,8 +35,8 @@ RECORD_LAG_S = 0.05
 """A server counts a sample at most this long after it let go of the answer: one turn of its event loop."""
 
 ARRIVAL_LAG_S = 1.0
-"""A request reaches the server's clock at most this long after it was sent. Only the lower ends of what requests in
-flight may have waited hang on it."""
+"""A request reaches the server's clock at most this long after it was sent, and an answer us. Only the lower ends of
+what is known of requests that say nothing, in flight or ended, hang on it."""
 
 ABORT_LAG_S = 1.0
 """A server notices within this that a client has gone (measured: 0.5 s)."""
@@ -178,8 +180,9 @@ class OwnRequests:
 def _first_token(row: _Row, period: Period) -> _Event:
     if row.first_s is None or row.generation_s is None:
         return _open_event(row.started_s, row.ended_s, period, row.sequences, surely=row.answered)
-    latest_s = row.ended_s - row.generation_s
-    return _Event(row.started_s + row.first_s, latest_s, row.first_s, latest_s - row.started_s, surely=True, times=1)
+    lag_s = row.ended_s - row.started_s - row.first_s - row.generation_s
+    most_s = row.first_s + 2 * lag_s
+    return _Event(row.started_s + row.first_s, row.started_s + most_s, row.first_s, most_s, surely=True, times=1)
 
 
 def _open_event(started_s: float, ended_s: float, period: Period, sequences: int, *, surely: bool) -> _Event:
@@ -202,7 +205,7 @@ def _whole(row: _Row) -> _Event:
         return _Event(row.started_s + at_least_s, row.ended_s, at_least_s, took_s, surely=True, times=1)
     if row.sequences > 1:  # each ends when it ends
         return _Event(row.started_s, row.ended_s, 0.0, took_s, surely=row.answered, times=row.sequences)
-    at_least_s = max(0.0, took_s - ARRIVAL_LAG_S)
+    at_least_s = max(0.0, took_s - 2 * ARRIVAL_LAG_S)
     lag_s = 0.0 if row.answered else ABORT_LAG_S
     return _Event(row.started_s + at_least_s, row.ended_s + lag_s, at_least_s, took_s + lag_s, row.answered, 1)
 

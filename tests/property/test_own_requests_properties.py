@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, inf
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from airflow_llm_provider.core.histogram import Buckets, Histogram, Own, quantile_bounds
@@ -16,7 +16,7 @@ from airflow_llm_provider.core.own_requests import ABORT_LAG_S, Moment, OwnReque
 
 BOUNDS = (0.01, 0.04, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, inf)
 SECONDS = st.floats(0, 12)
-DELAY = st.floats(0, 0.8)
+DELAY = st.sampled_from([0.0, 0.01, 0.1]) | st.floats(0, 0.8)
 
 
 @dataclass(frozen=True)
@@ -26,31 +26,33 @@ class Row:
     sent_s: float
     arrives_after_s: float
     first_after_s: float  # queue and prefill, by the server's own word
-    overhead_s: float  # what its front end adds to that
+    behind_s: float  # the server's front end behind its engine, at the last token
+    catches_up_s: float  # and how much more it was at the first one
     generation_s: float
     answer_takes_s: float
     tells: bool  # per-request metrics are on
-    cut_after_s: float | None  # we gave it up
+    cut_s: float  # when we gave it up, counted from the first token
 
     @property
     def first_s(self) -> float:
-        return self.sent_s + self.arrives_after_s + self.first_after_s + self.overhead_s
+        catches_up_s = min(self.catches_up_s, self.behind_s, self.generation_s)
+        return self.sent_s + self.arrives_after_s + self.first_after_s + self.behind_s + catches_up_s
 
     @property
     def done_s(self) -> float:
-        return self.first_s + self.generation_s
+        return self.sent_s + self.arrives_after_s + self.first_after_s + self.generation_s + self.behind_s
 
     @property
-    def cut_s(self) -> float:
-        return inf if self.cut_after_s is None else self.sent_s + self.cut_after_s
+    def given_up_s(self) -> float:
+        return max(self.sent_s, self.first_s + self.cut_s)
 
     @property
     def ended_s(self) -> float:
-        return min(self.cut_s, self.done_s + self.answer_takes_s)
+        return min(self.given_up_s, self.done_s + self.answer_takes_s)
 
     def samples(self):
         """(when counted, time to the first token), (when counted, whole request): what the server counts."""
-        stops = self.cut_s + ABORT_LAG_S / 2
+        stops = self.given_up_s + ABORT_LAG_S / 2
         arrived = self.sent_s + self.arrives_after_s
         first = [(self.first_s, self.first_s - arrived)] if self.first_s < stops else []
         whole = [(self.done_s, self.done_s - arrived)] if self.done_s < stops else []
@@ -62,11 +64,12 @@ a_row = st.builds(
     sent_s=st.floats(0, 40),
     arrives_after_s=DELAY,
     first_after_s=SECONDS,
-    overhead_s=st.floats(0, 0.05),
+    behind_s=DELAY,
+    catches_up_s=DELAY,
     generation_s=SECONDS,
     answer_takes_s=DELAY,
     tells=st.booleans(),
-    cut_after_s=st.none() | SECONDS,
+    cut_s=st.just(inf) | st.floats(-12, 12) | st.floats(-0.5, 0.5),
 )
 scrapes = st.tuples(st.floats(0, 40), st.floats(0, 40)).filter(lambda pair: pair[0] != pair[1])
 
@@ -88,7 +91,7 @@ def record(rows, looks_at_s: float) -> OwnRequests:
         row = rows[number]
         if not ends:
             own.started(number, now_s)
-        elif row.cut_s <= now_s:
+        elif row.given_up_s <= now_s:
             own.abandoned(number, now_s)
         elif row.tells:
             own.ended(number, now_s, ttft_s=row.first_after_s, generation_s=row.generation_s)
@@ -112,6 +115,23 @@ def period_of(scraped: tuple[float, float], takes_s: tuple[float, float]) -> Per
     return Period(*(Moment(at - took / 2, at + took / 2) for at, took in zip(scraped, takes_s, strict=True)))
 
 
+PROMPT = Row(
+    sent_s=5.0,
+    arrives_after_s=0.0,
+    first_after_s=0.85,
+    behind_s=0.0,
+    catches_up_s=0.0,
+    generation_s=5.0,
+    answer_takes_s=0.0,
+    tells=True,
+    cut_s=inf,
+)
+CATCHING_UP = replace(PROMPT, behind_s=0.1, catches_up_s=0.1)  # 0.95 s by the lag at the end, 1.05 s as counted
+GIVEN_UP = replace(PROMPT, tells=False, cut_s=-0.4)  # after 0.45 s, and its first token was counted at 0.85 s
+IN_FLIGHT = replace(PROMPT, arrives_after_s=0.8, generation_s=30.0)
+AT_THE_END = replace(PROMPT, generation_s=0.0)  # counted while the last scrape was on its way
+
+
 @given(
     row=a_row,
     near=st.sampled_from(["first_s", "done_s"]),
@@ -119,6 +139,12 @@ def period_of(scraped: tuple[float, float], takes_s: tuple[float, float]) -> Per
     at_begin=st.booleans(),
     takes_s=st.tuples(DELAY, DELAY),
 )
+@example(row=CATCHING_UP, near="first_s", where=0.001, at_begin=True, takes_s=(0.0, 0.0))
+@example(row=GIVEN_UP, near="first_s", where=0.001, at_begin=True, takes_s=(0.0, 0.0))
+@example(row=AT_THE_END, near="first_s", where=0.4, at_begin=False, takes_s=(0.0, 0.2))
+@example(row=PROMPT, near="first_s", where=0.667, at_begin=True, takes_s=(0.2, 0.0))
+@example(row=IN_FLIGHT, near="first_s", where=0.001, at_begin=True, takes_s=(0.0, 0.0))
+@settings(max_examples=200)
 def test_a_sample_lies_where_its_row_says_however_near_a_scrape(row, near, where, at_begin, takes_s):
     """One row and a scrape that was made about when its sample was counted: within how long the scrape took."""
     at = getattr(row, near) + (where - 0.5) * (takes_s[not at_begin] + 0.1)
