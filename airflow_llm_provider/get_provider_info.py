@@ -183,6 +183,8 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {"integration-name": _INTEGRATION, "python-modules": ["airflow_llm_provider.operators.llm_batch"]}
         ],
+        "sensors": [{"integration-name": _INTEGRATION, "python-modules": ["airflow_llm_provider.sensors.release"]}],
+        "triggers": [{"integration-name": _INTEGRATION, "python-modules": ["airflow_llm_provider.triggers.release"]}],
         "connection-types": [
             {
                 "connection-type": "vllm",

@@ -33,6 +33,7 @@ class Flights:
         request_prefix: begins every ``X-Request-Id``, so that a server's log tells runs and tries apart.
         landed: called in the loop for each ticket, once, with what became of its request.
         broken: called instead where sending raised, which is a bug.
+        own: takes notes of each request, for whoever reads the server's latency; None where nobody does.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class Flights:
         *,
         landed: Callable[[Ticket, Completion | Failure | Yielded], None],
         broken: Callable[[BaseException], None],
+        own: OwnRequests | None = None,
     ) -> None:
         self._client = client
         self._request_prefix = request_prefix
         self._landed = landed
         self._broken = broken
+        self._own = own
         self._tickets: dict[asyncio.Task[Completion | Failure], Ticket] = {}
         self._given_up: dict[asyncio.Task[Completion | Failure], Failure | Yielded] = {}
 
@@ -58,6 +61,8 @@ class Flights:
             request_id = f"{self._request_prefix}-{request.index}-{ticket.sends}"
             task = loop.create_task(self._client.send(request.path, request.body, request_id=request_id))
             self._tickets[task] = ticket
+            if self._own is not None:
+                self._own.started(task, loop.time())
             task.add_done_callback(self._ended)
 
     def give_up(self, ending: Failure | Yielded) -> None:
@@ -72,11 +77,20 @@ class Flights:
         self._tickets.clear()
         await cancel(tasks)
 
+    def _note(self, task: asyncio.Task[Completion | Failure], own: OwnRequests) -> None:
+        answer, now = _answer(task), task.get_loop().time()
+        if isinstance(answer, Completion):
+            own.ended(task, now, ttft_s=answer.ttft_s, generation_s=answer.generation_s)
+        else:
+            own.abandoned(task, now)
+
     def _ended(self, task: asyncio.Task[Completion | Failure]) -> None:
         ticket = self._tickets.pop(task, None)
         ending: Completion | Failure | Yielded | None = self._given_up.pop(task, None)
         if ticket is None:
             return
+        if self._own is not None:
+            self._note(task, self._own)
         if not task.cancelled():
             if (error := task.exception()) is not None:
                 self._broken(error)
@@ -88,6 +102,10 @@ class Flights:
             self._landed(ticket, ending)
         except Exception as bug:  # noqa: BLE001 - a callback's exception would only be logged, and the run never end
             self._broken(bug)
+
+
+def _answer(task: asyncio.Task[Completion | Failure]) -> Completion | Failure | None:
+    return None if task.cancelled() or task.exception() is not None else task.result()
 
 
 async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:

@@ -112,6 +112,7 @@ class Reporter:
             "rows_per_s": round(pace.rows_per_s, 2),
             "tokens_per_s": round(pace.tokens_per_s, 1),
             "eta_s": None if pace.eta_s is None else round(pace.eta_s, 1),
+            "row_s": round(self._dispatcher.durations.predicted_s(), 3),
             "in_flight": self._dispatcher.in_flight,
             "limit": self._dispatcher.limit,
             "endpoint": circuit.state,
@@ -122,3 +123,12 @@ class Reporter:
             await asyncio.to_thread(self._store.write, layout.PROGRESS, data, durable=False)
         except StorageError as error:  # progress is for people; a run does not fail for it
             log.warning("progress.json could not be written: %s", error)
+
+
+def earlier_row_s(store: RunStore) -> float | None:
+    """How long the last stretch of this run took a row to need; None where that is not known. Blocks."""
+    try:
+        row_s = orjson.loads(store.read(layout.PROGRESS) or b"null")["row_s"]
+    except (StorageError, ValueError, KeyError, TypeError):  # a guess takes its place, until rows are measured
+        return None
+    return float(row_s) if isinstance(row_s, float | int) and row_s > 0 else None

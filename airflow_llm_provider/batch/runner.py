@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from airflow_llm_provider.batch.stop import StopSwitch
     from airflow_llm_provider.core.dispatch import Dispatcher
     from airflow_llm_provider.core.ledger import Ledger
+    from airflow_llm_provider.core.own_requests import OwnRequests
     from airflow_llm_provider.core.request import Completion
     from airflow_llm_provider.core.row_queue import Ticket
     from airflow_llm_provider.core.tolerance import Tolerance
@@ -47,6 +48,7 @@ class Runner:
         tolerance: when too many rows have errored.
         served: the model that must stay behind its name.
         request_prefix: begins every ``X-Request-Id``, so that a server's log tells runs and tries apart.
+        own: takes notes of each request; see `Flights`.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Runner:
         tolerance: Tolerance,
         served: ServedModel,
         request_prefix: str,
+        own: OwnRequests | None = None,
     ) -> None:
         self._client = client
         self._dispatcher = dispatcher
@@ -67,7 +70,7 @@ class Runner:
         self._tolerance = tolerance
         self._served = served
         self._loop = asyncio.get_running_loop()
-        self._flights = Flights(client, request_prefix, landed=self._landed, broken=self.end)
+        self._flights = Flights(client, request_prefix, landed=self._landed, broken=self.end, own=own)
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._probes: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None

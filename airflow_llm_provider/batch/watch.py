@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from airflow_llm_provider.core.objective import Objective, Reading, Standing
-    from airflow_llm_provider.endpoint.latency import LatencySource, OwnRequests
+    from airflow_llm_provider.core.own_requests import OwnRequests
+    from airflow_llm_provider.endpoint.latency import LatencySource
     from airflow_llm_provider.endpoint.settings import EndpointSettings, LatencySettings
 
 log = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ Owns the wiring and the back-offs. Does not decide what run this is (`execution`
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.batch.backoff import exponential
@@ -12,11 +13,13 @@ from airflow_llm_provider.batch.feeder import Feeder
 from airflow_llm_provider.batch.gate import Gate
 from airflow_llm_provider.batch.prepare import Preparer
 from airflow_llm_provider.batch.recorder import Recorder
-from airflow_llm_provider.batch.reporter import Reporter
+from airflow_llm_provider.batch.reporter import Reporter, earlier_row_s
 from airflow_llm_provider.batch.runner import Runner
 from airflow_llm_provider.batch.watch import LatencyWatch
 from airflow_llm_provider.core.circuit import Circuit
 from airflow_llm_provider.core.dispatch import Dispatcher
+from airflow_llm_provider.core.drain import RowDurations
+from airflow_llm_provider.core.own_requests import OwnRequests
 from airflow_llm_provider.core.prompt import RequestTemplate
 from airflow_llm_provider.endpoint.client import EndpointClient
 from airflow_llm_provider.endpoint.identity import ServedModel
@@ -56,7 +59,9 @@ async def work_off(
         circuit=Circuit(wait_s=exponential(first_s=0.5, max_s=30), patience_s=job.outage_patience_s),
     )
     latency = getattr(job.endpoint, "latency", None) if job.terms.gated else None
-    watch = LatencyWatch(latency, job.endpoint) if latency else None
+    own = OwnRequests() if latency else None
+    watch = LatencyWatch(latency, job.endpoint, own=own) if latency else None
+    dispatcher.durations = RowDurations(await asyncio.to_thread(earlier_row_s, store))
     dispatcher.hold()  # until the gate says otherwise
     recorder = Recorder(ledger, journal, parts, flush_rows=job.flush_rows, flush_interval_s=job.flush_interval_s)
     reporter = Reporter(store, ledger, dispatcher)
@@ -69,6 +74,7 @@ async def work_off(
             tolerance=job.tolerance,
             served=ServedModel(model, document.served["root"], None),
             request_prefix=f"{document.fingerprint}-{try_token}",
+            own=own,
         )
         feeder = Feeder(
             source=job.source,

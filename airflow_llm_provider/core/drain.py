@@ -26,12 +26,15 @@ class RowDurations:
 
     The prediction is ``MARGIN × q``, where q is the nearest-rank `QUANTILE` of the samples. A row that takes longer
     all the same is yielded at the close.
+
+    Args:
+        predicted_s: what an earlier stretch of the run predicted; None where none did.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, predicted_s: float | None = None) -> None:
         self._samples: deque[float] = deque(maxlen=SAMPLES)
         self._new = 0
-        self._predicted_s = UNMEASURED_S
+        self._predicted_s = UNMEASURED_S if predicted_s is None else predicted_s
 
     def note(self, duration_s: float) -> None:
         """A row was answered after `duration_s`."""
@@ -40,7 +43,7 @@ class RowDurations:
 
     def predicted_s(self) -> float:
         """Seconds that a row sent now is taken to need."""
-        if self._new >= min(REFRESH, max(1, len(self._samples))):
+        if self._new >= (REFRESH if len(self._samples) >= REFRESH else 1):
             ranked = sorted(self._samples)
             self._predicted_s = MARGIN * ranked[math.ceil(QUANTILE * len(ranked)) - 1]
             self._new = 0

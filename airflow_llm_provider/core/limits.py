@@ -29,7 +29,7 @@ def limit_in_force(
         headroom: how many of them stay free for real-time. With 0 the GPUs are batch's own: more than `slots` may then
             be asked for, and wait in the server.
         pool_in_flight: the task's pool slots times the requests that one stands for.
-        default: where neither DAG nor connection says, with who set it.
+        default: where neither DAG nor connection nor pool says, with who set it.
 
     Raises:
         ConfigurationError: the DAG asks for more than the connection allows, or nothing is left for batch.
@@ -54,9 +54,9 @@ def limit_in_force(
     candidates = [*allowed]
     if asked is not None:
         candidates.insert(0, (asked, "DAG"))
-    if not candidates:
-        candidates.append(default)
     if pool_in_flight is not None:
         candidates.append((pool_in_flight, "pool_slots"))
+    if not candidates:
+        candidates.append(default)
     value, who = min(candidates, key=lambda candidate: candidate[0])
     return Effective("max_in_flight", value, who)

@@ -1,0 +1,212 @@
+"""The trigger: what it keeps, what it waits for, what it fires."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_llm_provider.core.objective import Health, Standing, parse_objectives
+from airflow_llm_provider.core.terms import Asked, Promise
+from airflow_llm_provider.core.window_text import parse_windows
+from airflow_llm_provider.endpoint.settings import EndpointSettings, LatencySettings
+from airflow_llm_provider.exceptions import ConfigurationError
+from airflow_llm_provider.hooks.vllm import VLLMHook
+from airflow_llm_provider.triggers import release as module
+from airflow_llm_provider.triggers.release import ReleaseTrigger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+NIGHT = "23:00-07:00 Europe/London"
+
+
+class World:
+    """A clock that moves an hour a look, and a connection that says what it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = NOON
+        self.step = timedelta(hours=1)
+        self.looks = 0
+        self.settings: Callable[[int], EndpointSettings] = lambda _: settings_of(Promise())
+        monkeypatch.setattr(module, "utc_now", self._utc_now)
+        monkeypatch.setattr(module, "POLL_S", 0.0)
+        monkeypatch.setattr(module, "MINIMUM_S", 0.0)
+        world = self
+
+        async def aget_settings(_hook: VLLMHook) -> EndpointSettings:
+            world.looks += 1
+            return world.settings(world.looks)
+
+        monkeypatch.setattr(VLLMHook, "aget_settings", aget_settings)
+
+    def _utc_now(self) -> datetime:
+        self.now += self.step
+        return self.now
+
+
+def settings_of(promise: Promise, latency: Any = None) -> EndpointSettings:
+    return EndpointSettings(base_urls=("http://gpu1:8000",), api_key="sk-secret", promise=promise, latency=latency)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+async def fired(trigger: ReleaseTrigger) -> dict[str, Any]:
+    async with asyncio.timeout(20):
+        events = [event.payload async for event in trigger.run()]
+    assert len(events) == 1
+    return events[0]
+
+
+def trigger_of(**changes: Any) -> ReleaseTrigger:
+    return ReleaseTrigger(**{"vllm_conn_id": "gpu", "asked": Asked().as_dict(), **changes})
+
+
+def test_what_it_keeps_is_plain_no_secret_and_enough() -> None:
+    made = trigger_of(remaining_s=12.5, recovering=True, unknown_since=NOON.isoformat(), alerted=True)
+    path, kept = made.serialize()
+    assert path == "airflow_llm_provider.triggers.release.ReleaseTrigger"
+    assert "secret" not in json.dumps(kept)
+    assert ReleaseTrigger(**json.loads(json.dumps(kept))).serialize() == (path, json.loads(json.dumps(kept)))
+
+
+async def test_fires_when_the_window_opens(world: World) -> None:
+    event = await fired(trigger_of(asked=Asked(window=NIGHT).as_dict()))
+    assert event["event"] == "released"
+    assert world.now == datetime(2026, 11, 24, 23, tzinfo=UTC)
+
+
+async def test_without_a_connection_the_window_is_enough(world: World) -> None:
+    event = await fired(trigger_of(vllm_conn_id=None, asked=Asked(window=NIGHT, gates=("window",)).as_dict()))
+    assert (event["event"], world.looks) == ("released", 0)
+
+
+async def test_reads_the_connection_at_each_look(world: World) -> None:
+    switch = {1: "GPU swap", 2: "GPU swap", 3: "GPU swap"}
+    world.settings = lambda look: settings_of(Promise(hold=switch.get(look)))
+    assert (await fired(trigger_of()))["event"] == "released"
+    assert world.looks == 4
+
+
+async def test_a_window_that_the_platform_moves_is_obeyed_while_waiting(world: World) -> None:
+    later = parse_windows("02:00-07:00 Europe/London")
+    earlier = parse_windows("23:00-07:00 Europe/London")
+    world.settings = lambda look: settings_of(Promise(windows=earlier if look < 5 else later))
+    await fired(trigger_of())
+    assert world.now == datetime(2026, 11, 25, 2, tzinfo=UTC)
+
+
+async def test_a_connection_that_cannot_be_read_releases_nothing(world: World) -> None:
+    def settings(look: int) -> EndpointSettings:
+        if look < 4:
+            raise OSError("the API server is away")
+        return settings_of(Promise())
+
+    world.settings = settings
+    assert (await fired(trigger_of()))["event"] == "released"
+    assert world.looks == 4
+
+
+@pytest.mark.parametrize("how", ["gone", "refused"])
+async def test_waiting_that_makes_no_sense_ends(world: World, how: str) -> None:
+    def settings(_look: int) -> EndpointSettings:
+        if how == "gone":
+            raise ConfigurationError("Airflow knows no connection 'gpu'")
+        return settings_of(Promise(windows=parse_windows(NIGHT)))
+
+    world.settings = settings
+    event = await fired(trigger_of(asked=Asked(window="20:00-07:00 Europe/London").as_dict()))
+    assert event["event"] == "error"
+    assert event["reason"]
+
+
+class TestLatency:
+    """The watch is a stand-in: what it says is judged in `core.objective`."""
+
+    @pytest.fixture
+    def watch(self, world: World, monkeypatch: pytest.MonkeyPatch) -> type:
+        class Watch:
+            made: list[Any] = []  # noqa: RUF012 - a new class for each test
+            says: Health | None = None
+
+            def __init__(self, settings: Any, _endpoint: Any, *, recovering: bool) -> None:
+                self.settings, self.recovering = settings, recovering
+                self.running = False
+                Watch.made.append(self)
+
+            @property
+            def standing(self) -> Standing | None:
+                if Watch.says is None:
+                    return None
+                bad = Health.UNKNOWN if Watch.says is Health.UNKNOWN else None
+                return Standing(
+                    health=Watch.says, reason="x", since=NOON, recovered=True, unknown_since=NOON if bad else None
+                )
+
+            async def run(self) -> None:
+                self.running = True
+                try:
+                    await asyncio.sleep(3600)
+                finally:
+                    self.running = False
+
+        world.step = timedelta(seconds=5)
+        monkeypatch.setattr(module, "LatencyWatch", Watch)
+        return Watch
+
+    def settings(self, **changes: Any) -> EndpointSettings:
+        latency = LatencySettings(
+            **{"source": "canary", "objectives": parse_objectives("ttft p95 < 2 s"), "unknown_alert_s": 60, **changes}
+        )
+        return settings_of(Promise(objective="ttft p95 < 2 s"), latency)
+
+    async def test_waits_until_real_time_is_well(self, world: World, watch: Any) -> None:
+        def settings(look: int) -> EndpointSettings:
+            watch.says = Health.HEALTHY if look > 4 else Health.VIOLATED if look > 2 else None
+            return self.settings()
+
+        world.settings = settings
+        assert (await fired(trigger_of(recovering=True)))["event"] == "released"
+        (made,) = watch.made
+        await asyncio.sleep(0)
+        assert made.recovering
+        assert not made.running, "it goes on looking after the trigger is done"
+
+    async def test_says_when_nobody_knows_for_too_long(self, world: World, watch: Any) -> None:
+        watch.says = Health.UNKNOWN
+        world.settings = lambda _: self.settings()
+        event = await fired(trigger_of())
+        assert event["event"] == "unknown"
+        assert world.now - datetime.fromisoformat(event["since"]) >= timedelta(seconds=60)
+
+    async def test_counts_from_before_it_was_made(self, world: World, watch: Any) -> None:
+        watch.says = Health.UNKNOWN
+        world.settings = lambda _: self.settings()
+        since = (NOON - timedelta(seconds=50)).isoformat()
+        event = await fired(trigger_of(unknown_since=since))
+        assert (event["event"], event["since"]) == ("unknown", since)
+        assert world.now - NOON <= timedelta(seconds=15)
+
+    async def test_says_it_once(self, world: World, watch: Any) -> None:
+        def settings(look: int) -> EndpointSettings:
+            watch.says = Health.HEALTHY if look > 40 else Health.UNKNOWN
+            return self.settings()
+
+        world.settings = settings
+        event = await fired(trigger_of(unknown_since=NOON.isoformat(), alerted=True))
+        assert event["event"] == "released"
+
+    async def test_looks_at_no_latency_while_the_window_is_closed(self, world: World, watch: Any) -> None:
+        world.step = timedelta(hours=1)
+        world.settings = lambda _: self.settings()
+        watch.says = Health.HEALTHY
+        await fired(trigger_of(asked=Asked(window=NIGHT).as_dict()))
+        assert world.now >= datetime(2026, 11, 24, 23, tzinfo=UTC)
+        assert len(watch.made) == 1

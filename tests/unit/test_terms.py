@@ -1,0 +1,160 @@
+"""What a DAG asks for meets what the platform promised: less is granted, more is refused."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from airflow_llm_provider.core.terms import DEFAULT_WINDOWS, Agreement, Asked, Promise, agree
+from airflow_llm_provider.core.window_text import format_windows, parse_windows
+from airflow_llm_provider.core.workload import POLICIES, Placement, Workload
+from airflow_llm_provider.exceptions import ConfigurationError
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+NIGHT = "23:00-07:00 Europe/London"
+SHORT = "00:00-05:00 Europe/London"
+WIDE = "20:00-09:00 Europe/London"
+LONDON_NIGHT = parse_windows(NIGHT)
+
+
+def agreed(promise: Promise = Promise(), **asked: Any) -> Agreement:  # noqa: B008 - it is frozen
+    return agree(Asked(**asked), promise, connection="gpu", now=NOW)
+
+
+def value_of(agreement: Agreement, name: str) -> tuple[Any, str]:
+    return next((each.value, each.set_by) for each in agreement.values if each.name == name)
+
+
+def test_where_nobody_says_anything_batch_has_the_gpus_to_itself() -> None:
+    agreement = agreed()
+    assert value_of(agreement, "placement") == ("dedicated", "default")
+    assert (agreement.terms.windows, agreement.terms.gated, agreement.priority) == (None, False, None)
+    assert agreement.terms.limit == 64
+
+
+class TestWindow:
+    @pytest.mark.parametrize(
+        ("promise", "asked", "window", "set_by"),
+        [
+            (Promise(), {"window": SHORT}, SHORT, "DAG"),
+            (Promise(windows=LONDON_NIGHT), {}, NIGHT, "connection gpu"),
+            (Promise(windows=LONDON_NIGHT), {"window": SHORT}, SHORT, "DAG"),
+            (Promise(windows=LONDON_NIGHT), {"window": NIGHT}, NIGHT, "DAG"),
+            (Promise(), {"placement": "time-shifted"}, NIGHT, "placement time-shifted"),
+            (Promise(), {"placement": "time-shifted", "window": WIDE}, WIDE, "DAG"),
+            (Promise(placement=Placement.TIME_SHIFTED), {}, NIGHT, "placement time-shifted"),
+            (Promise(placement=Placement.SHARED), {}, None, "default"),
+        ],
+    )
+    def test_who_sets_it(self, promise: Promise, asked: dict[str, Any], window: str | None, set_by: str) -> None:
+        agreement = agreed(promise, **asked)
+        assert value_of(agreement, "window") == (window, set_by)
+        assert agreement.terms.windows == (None if window is None else parse_windows(window))
+
+    @pytest.mark.parametrize("promise", [Promise(windows=LONDON_NIGHT), Promise(placement=Placement.TIME_SHIFTED)])
+    @pytest.mark.parametrize(
+        "window", [WIDE, "23:00-07:01 Europe/London", "23:00-07:00 Europe/Paris", f"{SHORT}; {WIDE}"]
+    )
+    def test_a_wider_one_is_refused(self, promise: Promise, window: str) -> None:
+        with pytest.raises(ConfigurationError, match=r"window: the DAG asks for .* connection 'gpu' allows"):
+            agreed(promise, window=window)
+
+    def test_a_sensor_may_wait_for_the_objective_alone(self) -> None:
+        assert agreed(Promise(windows=LONDON_NIGHT), gates=("objective",)).terms.windows is None
+
+    def test_the_default_is_the_uk_night(self) -> None:
+        assert format_windows(DEFAULT_WINDOWS) == NIGHT
+
+
+class TestPlacement:
+    @pytest.mark.parametrize("allowed", list(Placement))
+    @pytest.mark.parametrize("asked", list(Placement))
+    def test_only_the_same_or_a_stricter_one_is_granted(self, allowed: Placement, asked: Placement) -> None:
+        if allowed.stricter_than(asked):
+            with pytest.raises(ConfigurationError, match="placement: the DAG asks for"):
+                agreed(Promise(placement=allowed), placement=str(asked))
+        else:
+            assert value_of(agreed(Promise(placement=allowed), placement=str(asked)), "placement") == (asked, "DAG")
+
+    def test_follows_from_what_the_connection_says(self) -> None:
+        assert value_of(agreed(Promise(windows=LONDON_NIGHT)), "placement")[0] == "time-shifted"
+        assert value_of(agreed(Promise(objective="ttft p95 < 2 s")), "placement")[0] == "shared"
+
+    def test_dedicated_gpus_with_a_promise_to_real_time_contradict_each_other(self) -> None:
+        with pytest.raises(ConfigurationError, match="placement dedicated"):
+            agreed(Promise(placement=Placement.DEDICATED, objective="ttft p95 < 2 s"))
+
+
+class TestObjective:
+    promise = Promise(objective="ttft p95 < 2 s", on_unknown="cap", unknown_limit=3, sampling_period_s=12)
+
+    def test_is_obeyed(self) -> None:
+        terms = agreed(self.promise).terms
+        assert (terms.gated, terms.on_unknown, terms.unknown_limit, terms.unknown_grace_s) == (True, "cap", 3, 12)
+
+    def test_a_sensor_may_wait_for_the_window_alone(self) -> None:
+        assert not agreed(self.promise, gates=("window",)).terms.gated
+
+    def test_none_is_no_gate(self) -> None:
+        assert value_of(agreed(Promise(placement=Placement.SHARED)), "objective")[0] is None
+
+
+class TestPriorityAndHeadroom:
+    def test_follow_from_workload_and_placement(self) -> None:
+        for workload in ("scheduled-batch", "burst-batch"):
+            policy = POLICIES[Workload(workload), Placement.SHARED]
+            agreement = agreed(Promise(placement=Placement.SHARED), workload=workload)
+            assert agreement.priority == policy.priority
+            assert value_of(agreement, "headroom")[0] == policy.headroom
+
+    @pytest.mark.parametrize(
+        ("floor", "asked", "priority"), [(None, 200, 200), (120, None, 120), (20, None, 100), (20, 30, 30)]
+    )
+    def test_a_later_priority_is_granted(self, floor: int | None, asked: int | None, priority: int) -> None:
+        assert agreed(Promise(placement=Placement.SHARED, priority=floor), priority=asked).priority == priority
+
+    @pytest.mark.parametrize(("floor", "asked"), [(None, 0), (None, 99), (20, 19)])
+    def test_an_earlier_one_is_refused(self, floor: int | None, asked: int) -> None:
+        with pytest.raises(ConfigurationError, match="priority: the DAG asks for"):
+            agreed(Promise(placement=Placement.SHARED, priority=floor), priority=asked)
+
+    def test_more_headroom_is_granted_and_less_refused(self) -> None:
+        promise = Promise(slots=32, headroom=8)
+        assert agreed(promise, headroom=10).terms.limit == 22
+        assert agreed(promise).terms.limit == 24
+        with pytest.raises(ConfigurationError, match="headroom: the DAG asks for 7"):
+            agreed(promise, headroom=7)
+        with pytest.raises(ConfigurationError, match="0 or more"):
+            agreed(headroom=-1)
+
+
+class TestDeadline:
+    promise = Promise(windows=LONDON_NIGHT, early_for_deadline=True)
+
+    def test_opens_where_workload_and_platform_both_say_so(self) -> None:
+        deadline = {"deadline": "2026-11-24T18:00:00+01:00"}
+        terms = agreed(self.promise, workload="burst-batch", **deadline).terms
+        assert (terms.deadline, terms.deadline_opens) == (datetime(2026, 11, 24, 17, tzinfo=UTC), True)
+        assert not agreed(Promise(windows=LONDON_NIGHT), workload="burst-batch", **deadline).terms.deadline_opens
+
+    @pytest.mark.parametrize(
+        ("asked", "words"),
+        [
+            ({"deadline": "2026-11-24T18:00:00+00:00"}, "deadline is for workload 'burst-batch'"),
+            ({"workload": "burst-batch", "deadline": "2026-11-24T18:00"}, "has no time zone"),
+            ({"workload": "burst-batch", "deadline": "tomorrow"}, "ISO 8601"),
+        ],
+    )
+    def test_what_is_none(self, asked: dict[str, Any], words: str) -> None:
+        with pytest.raises(ConfigurationError, match=words):
+            agreed(self.promise, **asked)
+
+
+def test_a_trigger_keeps_what_was_asked_for() -> None:
+    asked = Asked(workload=Workload.BURST_BATCH, window=NIGHT, deadline="2026-11-24T18:00:00+00:00", gates=("window",))
+    kept = asked.as_dict()
+    assert Asked.from_dict(kept) == asked
+    assert type(kept["workload"]) is str
+    assert Asked.from_dict({**kept, "of_a_newer_version": 1}) == asked
