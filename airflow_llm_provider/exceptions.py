@@ -15,7 +15,7 @@
     └── RetryLaterError              the next try may well succeed and goes on where this one stopped
         ├── EndpointDownError        the endpoint could not be reached, or had no capacity, for too long
         ├── StorageError             object storage could not be read or written
-        └── RunStoppedError          somebody stopped this try (SIGTERM, mark failed)
+        └── RunStoppedError          somebody stopped this try (SIGTERM, mark failed), or another try took over
 
 The Airflow shells turn the first group into ``AirflowFailException`` and the second into ``AirflowException``.
 Each message says what happened, to which thing, and what to do next.
@@ -77,4 +77,4 @@ class StorageError(RetryLaterError):
 
 
 class RunStoppedError(RetryLaterError):
-    """This try was told to stop; what it had settled is journalled."""
+    """This try was told to stop, or another has taken its run over; what it had settled is journalled."""

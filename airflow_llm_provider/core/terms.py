@@ -170,7 +170,8 @@ def agree(asked: Asked, promise: Promise, *, connection: str, now: datetime) -> 
         unknown_grace_s=promise.sampling_period_s,
     )
     shown = Effective("window", format_windows(windows.value) if windows.value else None, windows.set_by)
-    objective = Effective("objective", promise.objective if gated else None, f"connection {connection}")
+    objective_by = f"connection {connection}" if promise.objective else "default"
+    objective = Effective("objective", promise.objective if gated else None, objective_by)
     values = (
         Effective("workload", str(workload), "default" if workload is Workload.SCHEDULED_BATCH else "DAG"),
         Effective("placement", str(placement.value), placement.set_by),

@@ -30,6 +30,7 @@ class EndpointSettings:
         connect_timeout_s: for opening a connection.
         request_timeout_s: for a whole request, queueing in the server included.
         promise: what the platform promised real-time, and so allows batch.
+        given: names of the connection's extra fields that somebody filled in; the others are at their defaults.
 
     Raises:
         ConfigurationError: when a value is invalid.
@@ -44,6 +45,7 @@ class EndpointSettings:
     connect_timeout_s: float = 10.0
     request_timeout_s: float = 3600.0
     promise: Promise = field(default_factory=Promise)
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __post_init__(self) -> None:
         if not self.base_urls:

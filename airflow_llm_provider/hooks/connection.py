@@ -93,6 +93,7 @@ class _Reader:
         promise = read_promise(extra, slots=given["slots"], latency=given.get("latency"), bad=self.bad)
         return EndpointSettings(
             promise=promise,
+            given=frozenset(extra) & frozenset(EXTRA_KEYS),
             base_urls=base_urls(
                 host=connection.host,
                 port=connection.port,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.configuration import AIRFLOW_HOME
@@ -90,9 +91,10 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
     )
     endpoint = VLLMHook(operator.vllm_conn_id).get_settings()
     agreement = agree(asked_by(operator), endpoint.promise, connection=operator.vllm_conn_id, now=utc_now())
+    source = source_of(operator.source)
     base = first_set("results_base", [configured("results_base", str)], f"file://{AIRFLOW_HOME}/llm_batch")
     uri = result_uri(operator.result_path, base=base.value, identity=identity)
-    values = {each.name: each for each in _effective(operator, endpoint, agreement, uri, base)}
+    values = {each.name: each for each in _effective(operator, endpoint, agreement, source, (uri, base.set_by))}
     lines = "\n".join(map(str, values.values()))
     log.info("LLM batch for %s, try %d. In force:\n%s", identity, ti.try_number, lines)
     if len(endpoint.base_urls) > 1:
@@ -104,7 +106,7 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
         endpoint=endpoint,
         requests=request_spec(operator, prompt_context(context)),
         model=values["model"].value,
-        source=source_of(operator.source),
+        source=source,
         chunk_rows=operator.chunk_rows,
         terms=agreement.terms,
         agreed={each.name: each.value for each in agreement.values},
@@ -124,17 +126,32 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
 
 
 def _effective(
-    operator: LLMBatchOperator, endpoint: EndpointSettings, agreement: Agreement, uri: str, base: Effective[str]
+    operator: LLMBatchOperator,
+    endpoint: EndpointSettings,
+    agreement: Agreement,
+    source: Source,
+    results: tuple[str, str],
 ) -> list[Effective[Any]]:
+    """Every value in force. Of rows and headers it tells how many and which, not what is in them."""
+    uri, base_set_by = results
     connection = f"connection {operator.vllm_conn_id}"
     patience = (agreement.outage_patience_s, "workload")
+
+    def of_connection(name: str) -> Effective[Any]:
+        return Effective(name, getattr(endpoint, name), connection if name in endpoint.given else "default")
+
     return [
         from_dag("vllm_conn_id", operator.vllm_conn_id, VLLMHook.default_conn_name),
         Effective("base_url", endpoint.base_urls[0], connection),
         first_set("model", [(operator.model, "DAG"), (endpoint.model, connection)], None),
+        Effective("source", str(source), "DAG"),
+        from_dag("prompt", operator.prompt, None),
+        from_dag("messages", operator.messages, None),
+        from_dag("system_prompt", operator.system_prompt, None),
         *(Effective(name, value, "DAG") for name, value in _parameters(operator).items()),
         from_dag("endpoint", operator.endpoint, "chat"),
-        Effective("result_path", uri, "DAG" if operator.result_path is not None else base.set_by),
+        Effective("result_path", uri, "DAG" if operator.result_path is not None else base_set_by),
+        first_set("results_link", [configured("results_link", str)], "{uri}"),
         *agreement.values,
         from_dag("chunk_rows", operator.chunk_rows, CHUNK_ROWS),
         from_dag("max_error_rate", operator.max_error_rate, 0.1),
@@ -145,7 +162,10 @@ def _effective(
         first_set("flush_rows", [configured("flush_rows", int)], FLUSH_ROWS),
         first_set("flush_interval_s", [configured("flush_interval_s", float)], FLUSH_INTERVAL_S),
         first_set("outage_patience_s", [configured("outage_patience_s", float), patience], agreement.outage_patience_s),
-        Effective("request_timeout_s", endpoint.request_timeout_s, connection),
+        of_connection("connect_timeout_s"),
+        of_connection("request_timeout_s"),
+        of_connection("verify"),
+        replace(of_connection("extra_headers"), value=sorted(endpoint.extra_headers)),
     ]
 
 

@@ -59,6 +59,9 @@ class JsonlSource:
             self._file_systems.append(fs)
             self._paths.append(path)
 
+    def __str__(self) -> str:
+        return ", ".join(self._patterns)
+
     def spec(self) -> object:
         """The patterns, as the DAG rendered them."""
         return {"jsonl": self._patterns}

@@ -45,7 +45,7 @@ class Scan:
 
 
 class Source(Protocol):
-    """An input. Its methods block: call them from threads."""
+    """An input. Its methods block: call them from threads. ``str()`` names it for people, without what is in it."""
 
     def spec(self) -> object:
         """What the DAG named, in JSON values; another value is another input."""
@@ -101,6 +101,9 @@ class ListSource:
                     "give rows such as {'text': '…'}, or paths as strings"
                 )
         self._sha256: str | None = None
+
+    def __str__(self) -> str:
+        return f"{len(self._items):,} rows, given as a list"
 
     def spec(self) -> object:
         """That it is a list; which rows are in it, `check` tells more plainly than a digest would."""

@@ -65,6 +65,13 @@ def test_base_urls(fields, roots):
     assert list(read_connection(connection(**fields)).base_urls) == roots
 
 
+def test_tells_what_somebody_filled_in_from_what_is_a_default():
+    extra = {"verify": "true", "request_timeout_s": 3600, "slots": "", "extra_headers": {}, "nonsense": 1}
+    settings = read_connection(connection(extra=extra))
+    assert settings.given == {"verify", "request_timeout_s"}
+    assert settings == read_connection(connection())  # whoever set it, it is the same endpoint
+
+
 @pytest.mark.parametrize(
     ("uri", "roots"),
     [

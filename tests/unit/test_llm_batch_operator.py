@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.configuration import conf
 from airflow.sdk import DAG
 from batch_fakes import IDENTITY, part_lines, texts, write_rows
 
@@ -256,6 +257,15 @@ def test_runs_a_batch_and_says_what_is_in_force(
     assert ResultsLink().get_link(task, ti_key=None) == f"file://{folder}"  # type: ignore[arg-type]
     for line in (
         "vllm_conn_id = 'vllm_default'  [default]",
+        f"source = '{source}'  [DAG]",
+        "prompt = '{{ params.tone }}: {{ row.text }}'  [DAG]",
+        "messages = None  [default]",
+        "system_prompt = None  [default]",
+        "extra_headers = []  [default]",
+        "verify = True  [default]",
+        "connect_timeout_s = 10.0  [default]",
+        "request_timeout_s = 3600.0  [default]",
+        "results_link = '{uri}'  [default]",
         f"base_url = '{stub.url}'  [connection vllm_default]",
         "temperature = 0  [DAG]",
         "chunk_rows = 2  [DAG]",
@@ -268,6 +278,60 @@ def test_runs_a_batch_and_says_what_is_in_force(
         assert line in caplog.text
     written = "".join(path.read_text() for path in folder.rglob("*.json*"))
     assert SECRET not in caplog.text + written + json.dumps(manifest)
+
+
+def test_says_who_set_what_also_where_it_is_the_default(
+    stub: StubVLLM, results: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who set a value looks for it in the log, and should not be told that nobody did."""
+    caplog.set_level(logging.INFO)
+    header = "Bearer-of-news"
+    extra = {"request_timeout_s": 3600, "connect_timeout_s": 5, "verify": "true", "extra_headers": {"X-Team": header}}
+    connection = {"conn_type": "vllm", "host": stub.url, "password": SECRET, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_VLLM_DEFAULT", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW__LLM_BATCH__FLUSH_ROWS", "100")
+    monkeypatch.setenv("AIRFLOW__LLM_BATCH__MAX_IN_FLIGHT", "64")
+    monkeypatch.setenv("AIRFLOW__LLM_BATCH__RESULTS_LINK", "https://browse/{key}")
+    conf.set("llm_batch", "flush_interval_s", "2.0")  # as a line of airflow.cfg does
+    try:
+        task = operator(
+            source=[{"text": f"private words {number}"} for number in range(3)],
+            prompt=None,
+            messages=[{"role": "user", "content": "Say {{ row.text }}"}],
+            system_prompt="Be brief. " * 50,
+        )
+        task.execute(context_of())
+    finally:
+        conf.remove_option("llm_batch", "flush_interval_s", remove_default=False)
+    for line in (
+        "source = '3 rows, given as a list'  [DAG]",
+        "prompt = None  [default]",
+        "messages = [{'role': 'user', 'content': 'Say {{ row.text }}'}]  [DAG]",
+        "… (502 characters)  [DAG]",
+        "extra_headers = ['X-Team']  [connection vllm_default]",
+        "verify = True  [connection vllm_default]",
+        "connect_timeout_s = 5.0  [connection vllm_default]",
+        "request_timeout_s = 3600.0  [connection vllm_default]",
+        "max_in_flight = 64  [provider configuration [llm_batch] max_in_flight]",
+        "flush_rows = 100  [provider configuration [llm_batch] flush_rows]",
+        "flush_interval_s = 2.0  [provider configuration [llm_batch] flush_interval_s]",
+        "results_link = 'https://browse/{key}'  [provider configuration [llm_batch] results_link]",
+    ):
+        assert line in caplog.text
+    for secret in (SECRET, header, "private words"):
+        assert secret not in caplog.text
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_configuration_value_is_none(
+    results: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    for option in ("FLUSH_ROWS", "RESULTS_LINK", "MAX_IN_FLIGHT"):
+        monkeypatch.setenv(f"AIRFLOW__LLM_BATCH__{option}", value)
+    operator().execute(context_of())
+    assert "flush_rows = 100  [default]" in caplog.text
+    assert "results_link = '{uri}'  [default]" in caplog.text
 
 
 def test_a_second_try_elsewhere_finds_that_the_run_is_missing(results: Path, tmp_path: Path) -> None:
