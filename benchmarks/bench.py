@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import orjson
 
 from airflow_llm_provider.batch.job import BatchJob
+from airflow_llm_provider.batch.switch import HoldSwitch
 from airflow_llm_provider.core.identity import RunIdentity
 from airflow_llm_provider.core.prompt import RequestSpec
 from airflow_llm_provider.core.release import Terms
 from airflow_llm_provider.core.tolerance import Tolerance
 from airflow_llm_provider.endpoint.settings import EndpointSettings
+from airflow_llm_provider.operators.reading import CHUNK_ROWS, FLUSH_INTERVAL_S, FLUSH_ROWS, MAX_ATTEMPTS
 from airflow_llm_provider.storage.jsonl import JsonlSource
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def stub_server(log: Path | None = None) -> Iterator[str]:
             server.terminate()
 
 
-def make_job(url: str, rows: Path, *, max_in_flight: int, chunk_rows: int = 1000) -> BatchJob:
+def make_job(url: str, rows: Path, *, max_in_flight: int, chunk_rows: int = CHUNK_ROWS) -> BatchJob:
     """The job that asks the server at `url` about the rows in the file `rows`, with the operator's defaults."""
     return BatchJob(
         identity=RunIdentity(dag_id="benchmark", task_id="rows", run_id="once"),
@@ -74,4 +76,15 @@ def make_job(url: str, rows: Path, *, max_in_flight: int, chunk_rows: int = 1000
         terms=Terms(limit=max_in_flight),
         tolerance=Tolerance(0.0),
         epoch=1,
+        agreed={},
+        switch=HoldSwitch(lambda: None),
+        priority=None,
+        max_attempts=MAX_ATTEMPTS,
+        on_stale="fail",
+        rerun=False,
+        on_empty="succeed",
+        must_exist=False,
+        flush_rows=FLUSH_ROWS,
+        flush_interval_s=FLUSH_INTERVAL_S,
+        outage_patience_s=600,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_llm_provider.batch.execution import _JobRun
 from airflow_llm_provider.batch.job import BatchJob
 from airflow_llm_provider.batch.stop import StopSwitch
+from airflow_llm_provider.batch.switch import HoldSwitch
 from airflow_llm_provider.core.identity import RunIdentity
 from airflow_llm_provider.core.prompt import RequestSpec
 from airflow_llm_provider.core.release import Terms
@@ -53,8 +54,17 @@ def job_of(stub: StubVLLM | str, source: str | JsonlSource | Any, **changes: Any
         terms=Terms(limit=changes.pop("max_in_flight", 4)),
         tolerance=Tolerance(1.0),
         epoch=0,
+        agreed={},
+        switch=HoldSwitch(lambda: None),
+        priority=None,
+        max_attempts=5,
+        on_stale="fail",
+        rerun=False,
+        on_empty="succeed",
+        must_exist=False,
         flush_rows=2,
         flush_interval_s=0.02,
+        outage_patience_s=600,
     )
     return replace(job, **changes)
 

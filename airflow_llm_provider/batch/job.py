@@ -1,19 +1,20 @@
 """What a batch job is: the operator's arguments with every default filled in.
 
-Owns the value. Does not do anything (`execution`) and does not know Airflow.
+Owns the value and what it may be; the defaults are the operator's. Does not do anything (`execution`) and does not
+know Airflow.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_llm_provider.batch.switch import HoldSwitch
 from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from airflow_llm_provider.batch.switch import HoldSwitch
     from airflow_llm_provider.core.identity import RunIdentity
     from airflow_llm_provider.core.prompt import RequestSpec
     from airflow_llm_provider.core.release import Terms
@@ -61,17 +62,17 @@ class BatchJob:
     terms: Terms
     tolerance: Tolerance
     epoch: int
-    agreed: Mapping[str, Any] = field(default_factory=dict)
-    switch: HoldSwitch = field(default_factory=lambda: HoldSwitch(lambda: None))
-    priority: int | None = None
-    max_attempts: int = 5
-    on_stale: Literal["fail", "restart"] = "fail"
-    rerun: bool = False
-    on_empty: Literal["succeed", "skip", "fail"] = "succeed"
-    must_exist: bool = False
-    flush_rows: int = 100
-    flush_interval_s: float = 2.0
-    outage_patience_s: float = 600.0
+    agreed: Mapping[str, Any]
+    switch: HoldSwitch
+    priority: int | None
+    max_attempts: int
+    on_stale: Literal["fail", "restart"]
+    rerun: bool
+    on_empty: Literal["succeed", "skip", "fail"]
+    must_exist: bool
+    flush_rows: int
+    flush_interval_s: float
+    outage_patience_s: float
 
     def __post_init__(self) -> None:
         for name in ("chunk_rows", "max_attempts", "flush_rows"):

@@ -96,11 +96,6 @@ class OpenChunk:
         """Whether every row has settled."""
         return len(self.settled) == self.chunk.rows
 
-    def missing(self) -> Iterator[int]:
-        """Indices that have not settled, in order."""
-        first = self.chunk.first_index
-        return (index for index in range(first, first + self.chunk.rows) if index not in self.settled)
-
 
 @dataclass(slots=True, kw_only=True)
 class Totals:

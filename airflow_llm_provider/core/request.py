@@ -62,7 +62,7 @@ class BadRow:
         custom_id: the row's label, or one made from `index` where the row's own cannot be read.
         position: where the row stands in the source.
         message: what is wrong with it.
-        raw: the beginning of the row's text as it stands in the source.
+        raw: the beginning of the row's text as it stands in the source; it lands in the dead letter.
     """
 
     index: int
@@ -140,7 +140,7 @@ class RowError:
     """Why a row errored.
 
     Attributes:
-        kind: a `core.retry.FailureKind` value, or ``malformed_row``, ``prompt_error``.
+        kind: a `core.retry.FailureKind` value, or ``malformed_row`` for a row that could not become a request.
         message: for people.
         http_status: the HTTP status, where there was an answer.
     """

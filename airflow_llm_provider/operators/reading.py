@@ -44,6 +44,7 @@ CHUNK_ROWS = 1000
 MAX_IN_FLIGHT = 64
 FLUSH_ROWS = 100
 FLUSH_INTERVAL_S = 2.0
+MAX_ATTEMPTS = 5
 
 
 def asked_by(operator: LLMBatchOperator) -> Asked:
@@ -112,6 +113,7 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
         agreed={each.name: each.value for each in agreement.values},
         switch=HoldSwitch(lambda: _hold_reason(operator.vllm_conn_id), endpoint.promise.hold),
         priority=agreement.priority,
+        max_attempts=MAX_ATTEMPTS,
         tolerance=Tolerance(operator.max_error_rate),
         on_stale=operator.on_stale,
         rerun=operator.rerun,

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _NEWLINE = orjson.OPT_APPEND_NEWLINE
 _DEAD_LETTER_KEY = b'{"dead_letter":'
-_RAW_CHARS = 10_000
 
 
 def encode_outcome(outcome: Outcome) -> SettledLine:
@@ -47,7 +46,7 @@ def encode_outcome(outcome: Outcome) -> SettledLine:
 def encode_dead_letter(outcome: Outcome, row: RowRequest | BadRow) -> bytes:
     """What a person needs to mend or replay a row: where it stands, what was sent, what went wrong."""
     if isinstance(row, BadRow):
-        request, raw = None, row.raw[:_RAW_CHARS]
+        request, raw = None, row.raw
     else:
         request, raw = {"method": "POST", "url": row.path, "body": orjson.loads(row.body)}, None
     return orjson.dumps(
