@@ -11,10 +11,12 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airflow_llm_provider.core.request import Completion
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from airflow_llm_provider.core.request import Completion
+    from airflow_llm_provider.core.own_requests import OwnRequests
     from airflow_llm_provider.core.retry import Failure
     from airflow_llm_provider.core.row_queue import Ticket
     from airflow_llm_provider.endpoint.client import EndpointClient

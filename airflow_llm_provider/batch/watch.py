@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.core.objective import Health, HealthTrack, Verdict, judge
+from airflow_llm_provider.endpoint.latency import latency_source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,8 +69,6 @@ class LatencyWatch:
             return self._observe(await source.read())
 
     async def _source(self) -> LatencySource:
-        from airflow_llm_provider.endpoint.latency import latency_source
-
         return await asyncio.to_thread(latency_source, self._endpoint, self._own)  # may read a CA bundle
 
     def _observe(self, readings: Mapping[Objective, Reading]) -> Standing:

@@ -58,7 +58,7 @@ async def work_off(
         wait_s=exponential(first_s=1, max_s=60),
         circuit=Circuit(wait_s=exponential(first_s=0.5, max_s=30), patience_s=job.outage_patience_s),
     )
-    latency = getattr(job.endpoint, "latency", None) if job.terms.gated else None
+    latency = job.endpoint.latency if job.terms.gated else None
     own = OwnRequests() if latency else None
     watch = LatencyWatch(latency, job.endpoint, own=own) if latency else None
     dispatcher.durations = RowDurations(await asyncio.to_thread(earlier_row_s, store))
