@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
-import socket
-import ssl
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,13 +19,14 @@ from yarl import URL
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.endpoint.failure import Answer, classify, garbled, read_json, shorten
 from airflow_llm_provider.endpoint.identity import ServedModel, ServerIdentity
+from airflow_llm_provider.endpoint.transport import ssl_context, watchful_socket
 from airflow_llm_provider.endpoint.wire import decode
 from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
-    from aiohttp import AddrInfoType
     from aiohttp.client_proto import ResponseHandler
 
     from airflow_llm_provider.core.request import Completion
@@ -39,10 +38,6 @@ KEEPALIVE_S = 3.0
 RACE_S = 1.0
 """A reused connection that dies this soon after a request was written lost the keep-alive race: the server closed it
 before it saw the request. One that dies later had its request inside the server."""
-
-DEAD_PEER_S = 60
-"""An answer may take an hour without a byte. So the kernel asks the peer now and then whether it is there: a node that
-lost its power is noticed in minutes, and gateways do not forget the connection."""
 
 IDENTIFY_TIMEOUT_S = 30.0
 
@@ -85,7 +80,7 @@ class EndpointClient:
     def __init__(self, settings: EndpointSettings, *, base_url: str) -> None:
         self._settings = settings
         self._base_url = base_url
-        self._ssl = _ssl_context(settings.verify) if base_url.startswith("https://") else True
+        self._ssl = ssl_context(settings.verify) if base_url.startswith("https://") else True
         self._urls: dict[str, URL] = {}  # by path: parsing one costs as much as decoding an answer
         self._session: aiohttp.ClientSession | None = None
         self._secrets = _secrets(settings)
@@ -112,9 +107,7 @@ class EndpointClient:
         if settings.api_key:
             headers["Authorization"] = f"Bearer {settings.api_key}"
         self._session = aiohttp.ClientSession(
-            connector=_Connector(
-                limit=0, keepalive_timeout=KEEPALIVE_S, ssl=self._ssl, socket_factory=_watchful_socket
-            ),
+            connector=_Connector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=self._ssl, socket_factory=watchful_socket),
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=settings.request_timeout_s, connect=settings.connect_timeout_s),
@@ -150,21 +143,40 @@ class EndpointClient:
                 answer = await response.read()
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             return self._failure(error, answered=response is not None, at_once=loop.time() - started_s < RACE_S)
-        headers = response.headers
-        return decode(
-            path=path,
-            status=response.status,
-            content_type=headers.get("Content-Type", ""),
-            retry_after=headers.get("Retry-After"),
-            body=answer,
-            date=headers.get("Date"),
-            location=headers.get("Location"),
-            secrets=self._secrets,
+        return self._decode(path, response, answer)
+
+    async def stream(
+        self, path: str, body: bytes, *, request_id: str, wait_s: float, arrived: Callable[[bytes], None]
+    ) -> Completion | Failure:
+        """Posts one request and hands on each piece of its answer as it arrives. For the few whose moments matter.
+
+        Args:
+            path: as for `send`.
+            body: as for `send`; asks for a stream.
+            request_id: as for `send`.
+            wait_s: for the whole answer; used instead of the request time-out where that is longer.
+            arrived: called in the loop with each piece of the body.
+        """
+        timeout = aiohttp.ClientTimeout(
+            total=min(wait_s, self._settings.request_timeout_s), connect=self._settings.connect_timeout_s
         )
+        pieces: list[bytes] = []
+        response: aiohttp.ClientResponse | None = None
+        _connection_is_new.set(False)
+        try:
+            async with self._open_session().post(
+                self._url(path), data=body, headers={"X-Request-Id": request_id}, allow_redirects=False, timeout=timeout
+            ) as response:
+                async for piece in response.content.iter_any():
+                    arrived(piece)
+                    pieces.append(piece)
+        except (aiohttp.ClientError, OSError) as error:
+            return self._failure(error, answered=response is not None, at_once=not pieces, waited_s=timeout.total)
+        return self._decode(path, response, b"".join(pieces))
 
     async def identify(self) -> ServerIdentity | Failure:
         """Asks who answers: ``/v1/models``, then ``/version``, which other servers need not have."""
-        answer = await self._get("/v1/models")
+        answer = await self.get("/v1/models")
         if isinstance(answer, Failure):
             return answer
         if answer.status != 200:  # noqa: PLR2004
@@ -172,7 +184,7 @@ class EndpointClient:
         models = _served_models(read_json(answer.body))
         if models is None:
             return garbled(answer, "the answer is no list of models")
-        version = await self._get("/version")
+        version = await self.get("/version")
         if isinstance(version, Failure):
             return version
         return ServerIdentity(
@@ -181,17 +193,22 @@ class EndpointClient:
             is_vllm=any(model.owned_by == "vllm" for model in models),
         )
 
-    async def _get(self, path: str) -> Answer | Failure:
+    async def get(self, path: str, *, wait_s: float = IDENTIFY_TIMEOUT_S) -> Answer | Failure:
+        """Asks for something that is no completion; whatever comes back is an `Answer`, of any status.
+
+        Args:
+            path: route below the root, such as ``/metrics``.
+            wait_s: for the whole answer; used instead of the request time-out where that is longer.
+        """
         timeout = aiohttp.ClientTimeout(
-            total=min(IDENTIFY_TIMEOUT_S, self._settings.request_timeout_s),
-            connect=self._settings.connect_timeout_s,
+            total=min(wait_s, self._settings.request_timeout_s), connect=self._settings.connect_timeout_s
         )
         response: aiohttp.ClientResponse | None = None
         try:
             async with self._open_session().get(self._url(path), allow_redirects=False, timeout=timeout) as response:
                 body = await response.read()
         except (aiohttp.ClientError, OSError) as error:
-            return self._failure(error, answered=response is not None, at_once=False)
+            return self._failure(error, answered=response is not None, at_once=False, waited_s=timeout.total)
         headers = response.headers
         return Answer(
             path=path,
@@ -213,7 +230,20 @@ class EndpointClient:
         url = self._urls[path] = URL(self._base_url + path)
         return url
 
-    def _failure(self, error: Exception, *, answered: bool, at_once: bool) -> Failure:
+    def _decode(self, path: str, response: aiohttp.ClientResponse, body: bytes) -> Completion | Failure:
+        headers = response.headers
+        return decode(
+            path=path,
+            status=response.status,
+            content_type=headers.get("Content-Type", ""),
+            retry_after=headers.get("Retry-After"),
+            body=body,
+            date=headers.get("Date"),
+            location=headers.get("Location"),
+            secrets=self._secrets,
+        )
+
+    def _failure(self, error: Exception, *, answered: bool, at_once: bool, waited_s: float | None = None) -> Failure:
         """Names an exception of aiohttp's. Order matters: its classes inherit from each other."""
         words = f"{self._base_url}: {_words(error)}"
         refused = isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno == errno.ECONNREFUSED
@@ -224,7 +254,7 @@ class EndpointClient:
                 kind = FailureKind.UNREACHABLE
             case TimeoutError():
                 kind = FailureKind.TIMEOUT
-                words = f"{self._base_url}: no complete answer in {self._settings.request_timeout_s:g} s"
+                words = f"{self._base_url}: no complete answer in {waited_s or self._settings.request_timeout_s:g} s"
             case aiohttp.ClientResponseError():
                 kind = FailureKind.GARBLED
                 words = f"{self._base_url}: the answer is not HTTP: {_words(error)}"
@@ -235,21 +265,6 @@ class EndpointClient:
         return Failure(kind, shorten(words, self._secrets), refused=refused)
 
 
-def _watchful_socket(address: AddrInfoType) -> socket.socket:
-    """A socket whose kernel notices a peer that is gone without a word, as far as the platform can."""
-    made = socket.socket(*address[:3])
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_KEEPIDLE", DEAD_PEER_S),
-        ("TCP_KEEPINTVL", DEAD_PEER_S // 4),
-        ("TCP_KEEPCNT", 4),
-        ("TCP_USER_TIMEOUT", DEAD_PEER_S * 1000),  # ms; for a peer that goes while our request is on its way
-    ):
-        if (option := getattr(socket, name, None)) is not None:
-            made.setsockopt(socket.IPPROTO_TCP, option, value)
-    return made
-
-
 def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
@@ -257,17 +272,6 @@ def _words(error: Exception) -> str:
 def _secrets(settings: EndpointSettings) -> tuple[str, ...]:
     values = [value for value in settings.extra_headers.values() if len(value) >= _SHORTEST_SECRET]
     return (settings.api_key, *values) if settings.api_key else tuple(values)
-
-
-def _ssl_context(verify: bool | str) -> ssl.SSLContext | bool:  # noqa: FBT001 - the connection's word
-    if isinstance(verify, bool):
-        return verify
-    try:
-        return ssl.create_default_context(cafile=verify)
-    except OSError as error:  # ssl.SSLError too
-        raise ConfigurationError(
-            f"The vLLM connection's CA bundle {verify!r} can't be read ({error}). Set `verify` to a PEM file."
-        ) from error
 
 
 def _served_models(parsed: Any) -> tuple[ServedModel, ...] | None:

@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from airflow_llm_provider.core.request import Completion
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.endpoint import client as client_module
+from airflow_llm_provider.endpoint import transport
 from airflow_llm_provider.endpoint.client import EndpointClient
 from airflow_llm_provider.endpoint.identity import ServedModel, ServerIdentity, resolve_model
 from airflow_llm_provider.endpoint.settings import EndpointSettings
@@ -364,7 +365,7 @@ async def test_connections_notice_a_peer_that_is_gone() -> None:
         used = idle[0].transport.get_extra_info("socket")
         options["keepalive"] = used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         options["idle"] = used.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
-    assert options == {"keepalive": 1, "idle": client_module.DEAD_PEER_S}
+    assert options == {"keepalive": 1, "idle": transport.DEAD_PEER_S}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,161 @@
+"""Source (a): what a gateway or its clients measured, asked of a Prometheus by an expression of the platform's.
+
+Owns Prometheus's query API, and what its answers mean: a number is a latency in seconds, NaN means that nobody asked
+for anything, and everything else – no series, several, an error, a partial answer – is unknown. Never sends the
+endpoint's API key. Does not know what the expression measures.
+
+The reading is as exact as the expression: ``histogram_quantile`` interpolates inside a bucket, so put the threshold on
+a bucket's bound. A histogram counts a request when its first token is there: a server that answers nobody at all
+looks idle from here, and is noticed by whoever sends requests to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from math import inf, isnan
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import aiohttp
+from yarl import URL
+
+from airflow_llm_provider.core.objective import Failed, Idle, Measured
+from airflow_llm_provider.endpoint.failure import read_json, shorten
+from airflow_llm_provider.endpoint.settings import PERIOD, QUANTILE
+from airflow_llm_provider.endpoint.transport import ssl_context, watchful_socket
+from airflow_llm_provider.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from airflow_llm_provider.core.objective import Objective, Reading
+    from airflow_llm_provider.endpoint.settings import LatencySettings
+
+ASK_EVERY_S: Final = 2.0
+"""Asked sooner, the last readings are given again: Prometheus scrapes every few seconds at best."""
+
+WAIT_S: Final = 10.0
+
+_NOTE = "PromQL info"  # such a warning says that an expression could be better, not that its value is wrong
+
+
+class PrometheusSource:
+    """Asks a Prometheus, or what speaks its API: Thanos, Mimir, VictoriaMetrics.
+
+    Args:
+        settings: with source `prometheus`.
+        ask_every_s: see `ASK_EVERY_S`.
+
+    Raises:
+        ConfigurationError: the URL is none, or the CA bundle can't be read.
+    """
+
+    def __init__(self, settings: LatencySettings, *, ask_every_s: float = ASK_EVERY_S) -> None:
+        self._settings = settings
+        self._ask_every_s = ask_every_s
+        self._root = (settings.prometheus_url or "").rstrip("/")
+        if not self._root.startswith(("http://", "https://")):
+            raise ConfigurationError(f"prometheus_url {self._root!r} is no URL such as http://prometheus:9090")
+        self._url = URL(f"{self._root}/api/v1/query")
+        https = self._root.startswith("https://")
+        self._ssl = ssl_context(settings.prometheus_verify, whose="Prometheus's") if https else True
+        self._session: aiohttp.ClientSession | None = None
+        self._asked_s: float | None = None
+        self._readings: Mapping[Objective, Reading] = {}
+
+    @property
+    def name(self) -> str:
+        """What is read, for the log."""
+        return f"Prometheus at {self._root}"
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._ssl, socket_factory=watchful_socket),
+            headers={"User-Agent": "airflow-llm-provider", **self._settings.prometheus_headers},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=WAIT_S),
+            trust_env=False,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def read(self) -> Mapping[Objective, Reading]:
+        """Ask for each objective's quantile."""
+        now_s = asyncio.get_running_loop().time()
+        if self._asked_s is None or now_s - self._asked_s >= self._ask_every_s:
+            objectives = self._settings.objectives
+            readings = await asyncio.gather(*(self._ask(objective) for objective in objectives))
+            self._readings = dict(zip(objectives, readings, strict=True))
+            self._asked_s = now_s
+        return self._readings
+
+    async def _ask(self, objective: Objective) -> Reading:
+        if self._session is None:
+            raise RuntimeError("PrometheusSource is used outside `async with`")
+        query = expression(self._settings, objective)
+        try:
+            async with self._session.post(self._url, data={"query": query}, allow_redirects=False) as response:
+                body, status = await response.read(), response.status
+        except TimeoutError:
+            return Failed(f"{self.name} gave no answer in {WAIT_S:g} s")
+        except (aiohttp.ClientError, OSError) as error:
+            return self._failed("can't be asked", str(error) or type(error).__name__)
+        return self._reading(objective, status, read_json(body))
+
+    def _reading(self, objective: Objective, status: int, answer: Any) -> Reading:
+        what = f"the query for {objective.name}"
+        match answer:
+            case {"status": "success", "data": {"resultType": kind, "result": result}}:
+                warnings = [str(text) for text in answer.get("warnings") or () if not str(text).startswith(_NOTE)]
+                if warnings:
+                    return self._failed(f"warns that {what} may be incomplete", "; ".join(warnings))
+                return self._value(what, kind, result)
+            case {"status": "error", "error": error}:
+                return self._failed(f"refuses {what}", str(error))
+            case _ if status in (401, 403):
+                return self._failed("refuses access", f"HTTP {status}; see prometheus_conn_id's login and headers")
+            case _:
+                return self._failed("does not answer as a Prometheus", f"HTTP {status}; see prometheus_url")
+
+    def _value(self, what: str, kind: str, result: Any) -> Reading:
+        match kind, result:
+            case "scalar", [_, str(text)]:
+                pass
+            case "vector", [{"value": [_, str(text)]}]:
+                pass
+            case "vector", []:
+                return self._failed(
+                    f"has nothing for {what}", "no series, or no sample of it in the period; is it still scraped?"
+                )
+            case "vector", list():
+                return self._failed(
+                    f"has {len(result)} series for {what}",
+                    "wrap it so that one is left, as in max(…) or sum by (le) (…)",
+                )
+            case _:
+                return self._failed(f"answers {what} with a {kind}", "it must be one number")
+        try:
+            value_s = float(text)  # Prometheus writes NaN, +Inf and -Inf, all of which Python reads
+        except ValueError:
+            value_s = inf
+        if isnan(value_s):
+            return Idle()
+        if not 0 <= value_s < inf:
+            return self._failed(f"answers {what} with {text}", "a latency in seconds is wanted")
+        return Measured(lower_s=value_s, upper_s=value_s)
+
+    def _failed(self, what: str, why: str) -> Failed:
+        return Failed(shorten(f"{self.name} {what}: {why}", tuple(self._settings.prometheus_headers.values())))
+
+
+def expression(settings: LatencySettings, objective: Objective) -> str:
+    """The PromQL asked for an objective."""
+    period_s = float(settings.sampling_period_s)
+    period = f"{period_s:.0f}s" if period_s.is_integer() else f"{period_s * 1000:.0f}ms"
+    query = settings.prometheus_query[objective.metric]
+    return query.replace(QUANTILE, repr(objective.quantile)).replace(PERIOD, period)
