@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 
-from airflow_llm_provider.exceptions import ConfigurationError
+from airflow_llm_provider.endpoint.transport import ssl_context
 
 if TYPE_CHECKING:
     from airflow_llm_provider.endpoint.settings import EndpointSettings
@@ -67,12 +67,4 @@ def _without_key(request: Any) -> Any:
 
 def _tls(verify: bool | str) -> ssl.SSLContext | bool:  # noqa: FBT001 - the connection's word
     """Trust what Python trusts, as aiohttp does: httpx by itself would take certifi's list instead."""
-    if verify is False:
-        return False
-    cafile = None if verify is True else verify
-    try:
-        return ssl.create_default_context(cafile=cafile)
-    except OSError as error:  # ssl.SSLError too
-        raise ConfigurationError(
-            f"The vLLM connection's CA bundle {cafile!r} can't be read ({error}). Set `verify` to a PEM file."
-        ) from error
+    return ssl.create_default_context() if verify is True else ssl_context(verify)
