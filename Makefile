@@ -24,7 +24,7 @@ export UV_DEFAULT_INDEX
 endif
 export UV_NO_PROGRESS := 1
 
-.PHONY: help demo airflow test check test-vllm bench-client bench-memory constraints env clean clean-demo
+.PHONY: help demo airflow test check test-release test-vllm bench-client bench-memory constraints env clean clean-demo
 
 help: ## what there is to call
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -35,8 +35,8 @@ demo: $(INSTALLED) ## summarise real documents: a small real model, a real Airfl
 airflow: $(INSTALLED) ## the demo's Airflow and model, up until Ctrl-C, to look around in the browser
 	@$(BIN)/python -m tools.demo --stay
 
-test: check ## everything: check, then the tests on a real Airflow
-	$(BIN)/pytest tests/integration tests/system
+test: check ## everything but what is slow: check, then the tests on a real Airflow
+	$(BIN)/pytest tests/integration tests/system --ignore tests/system/test_release.py
 
 check: $(INSTALLED) ## the fast part: lint, format, types, import contracts, unit and property tests
 	$(BIN)/ruff check
@@ -44,6 +44,9 @@ check: $(INSTALLED) ## the fast part: lint, format, types, import contracts, uni
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/unit tests/property
+
+test-release: $(INSTALLED) ## nights, hold switch, pools and old runs on a real Airflow (8 minutes, most of it waiting)
+	$(BIN)/pytest tests/system/test_release.py
 
 test-vllm: $(INSTALLED) $(INSTALLED_VLLM) ## the contract tests against a real vLLM on CPU (2.3 GB the first time)
 	$(BIN)/pytest tests/vllm

@@ -124,7 +124,7 @@ def test_a_run_that_needs_three_nights_takes_three(
 
 def deferred(airflow: LocalAirflow, dag_id: str, run_id: str) -> Any:
     task = airflow.rest.task(dag_id, run_id, "batch")
-    assert task.state in ("running", "deferred", "scheduled", "queued"), task
+    assert task.state in (None, "scheduled", "queued", "running", "deferred"), task
     return task if task.state == "deferred" else None
 
 
@@ -236,7 +236,7 @@ def test_a_waiting_task_counts_among_the_active_ones(
     wait_for("the deferral", lambda: deferred(llm_airflow, "one_at_a_time", first), timeout_s=60)
     second = llm_airflow.rest.trigger("one_at_a_time", conf={"source": source})
     time.sleep(10)
-    assert llm_airflow.rest.task("one_at_a_time", second, "batch").state == "scheduled"
+    assert llm_airflow.rest.task("one_at_a_time", second, "batch").state in (None, "scheduled")
     connect(llm_airflow, "vllm_closed", llm_stub)
     for run_id in (first, second):
         assert llm_airflow.rest.wait_for_run("one_at_a_time", run_id, timeout_s=120) == "success"

@@ -82,5 +82,5 @@ with DAG(
         source=[{"text": "of long ago"}],
         prompt="Say {{ row.text }}",
         workload="burst-batch",
-        deadline="{{ (dag_run.logical_date or dag_run.run_after).add(hours=2) }}",  # past, for every one of them
+        deadline="{{ dag_run.run_after + macros.timedelta(hours=2) }}",  # past, for every one of them
     )
