@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".run" / "demo"
 DAG_ID = "nightly_summarisation"
 TASK_ID = "summarise"
+ALWAYS = "00:00-00:00 Europe/London"  # the nightly DAG waits for the connection's window; `make demo` does not
 SHOWN_SUMMARIES = 5
 MODEL_PATIENCE_S = 60.0
 RUN_PATIENCE_S = 1800.0
@@ -123,13 +124,17 @@ def _announced_url(program: Program) -> str:
 
 @contextmanager
 def _airflow(model_url: str) -> Iterator[LocalAirflow]:
-    connection = {"conn_type": "vllm", "host": model_url, "extra": {"model": MODEL_NAME, "slots": DEFAULT_SLOTS}}
+    extra = {"model": MODEL_NAME, "slots": DEFAULT_SLOTS}
+    connection = {"conn_type": "vllm", "host": model_url, "extra": extra}
+    nightly = {**connection, "extra": {**extra, "window": ALWAYS, "headroom": 0}}
     airflow = LocalAirflow(
         HOME / "airflow",
         ROOT / "example_dags",
         env={
             "PYTHONPATH": str(ROOT),
-            "AIRFLOW_CONN_VLLM_DEFAULT": json.dumps(connection),
+            "AIRFLOW_CONN_VLLM_DEFAULT": json.dumps(nightly),
+            "AIRFLOW_CONN_VLLM_SHARED": json.dumps(connection),
+            "AIRFLOW_CONN_VLLM_BATCH": json.dumps(connection),
             "AIRFLOW__LLM_BATCH__RESULTS_BASE": f"file://{HOME / 'results'}",
             "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": str(RETRY_DELAY_S),
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(HEARTBEAT_TIMEOUT_S),

@@ -13,6 +13,8 @@ import pytest
 from tools.local_airflow import LocalAirflow
 
 DAGS = Path(__file__).parent / "dags"
+EXAMPLES = Path(__file__).parents[2] / "example_dags"
+ALWAYS = "00:00-00:00 Europe/London"
 
 
 class StubProcess:
@@ -46,6 +48,11 @@ class StubProcess:
         )
         with urllib.request.urlopen(request, timeout=30):
             pass
+
+    def tally(self) -> dict:
+        """What the stub counts: requests ``received``, ``in_flight``, ``peak_in_flight`` …; not each by its id."""
+        with urllib.request.urlopen(f"{self.url}/_state", timeout=30) as answer:
+            return {name: value for name, value in json.load(answer).items() if name != "counts"}
 
     def requested(self) -> list[int]:
         """Row indices in the order in which requests came: an id is fingerprint-try-index-send."""
@@ -89,7 +96,24 @@ def llm_airflow(llm_stub: StubProcess, llm_work: Path, tmp_path_factory: pytest.
     env = {
         "AIRFLOW_CONN_VLLM_DEFAULT": json.dumps(connection),
         "AIRFLOW__LLM_BATCH__RESULTS_BASE": f"file://{home}/results",
+        "AIRFLOW__LLM_BATCH__REQUESTS_PER_SLOT": "16",
         "LLM_TEST_WORK": str(llm_work),
     }
     with LocalAirflow(home, DAGS, env=env) as airflow:
+        yield airflow
+
+
+@pytest.fixture(scope="session")
+def examples_airflow(llm_stub: StubProcess, tmp_path_factory: pytest.TempPathFactory):
+    """An Airflow that runs the example DAGs as they are, at any hour: the connections open the window."""
+    extras = {"vllm_default": {"window": ALWAYS}, "vllm_shared": {"slots": 8}, "vllm_batch": {"slots": 256}}
+    home = tmp_path_factory.mktemp("examples-airflow")
+    env = {
+        "AIRFLOW__LLM_BATCH__RESULTS_BASE": f"file://{home}/results",
+        "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",  # what is broken is seen at once
+    }
+    for name, extra in extras.items():
+        connection = {"conn_type": "vllm", "host": llm_stub.url, "extra": {"model": "stub", **extra}}
+        env[f"AIRFLOW_CONN_{name.upper()}"] = json.dumps(connection)
+    with LocalAirflow(home, EXAMPLES, env=env) as airflow:
         yield airflow

@@ -24,6 +24,22 @@ DAYS = ("Mon 20", "Tue 21", "Wed 22", "Thu 23", "Fri 24", "Sat 25", "Sun 26")
 HOSTILE = "<script>alert('1')</script> [click](javascript:alert(2)) **bold**"
 
 
+def backfill(airflow: Any, dag_id: str, first: str, last: str, *, conf: dict[str, Any] | None = None) -> None:
+    """What a person types; again where SQLite, which has one writer, was somebody else's at that moment."""
+    command = [sys.executable, "-m", "airflow", "backfill", "create", "--dag-id", dag_id, "--max-active-runs", "3"]
+    command += ["--from-date", first, "--to-date", last, "--dag-run-conf", json.dumps(conf or {})]
+    for _ in range(5):
+        done = subprocess.run(
+            command, env=airflow.environment(), capture_output=True, text=True, timeout=120, check=False
+        )
+        if done.returncode == 0:
+            return
+        assert "database is locked" in done.stderr, done.stdout + done.stderr
+        for left in airflow.rest.call("GET", f"/backfills?dag_id={dag_id}")["backfills"]:
+            airflow.rest.call("PUT", f"/backfills/{left['id']}/cancel")  # it has no runs and would be in the way
+    pytest.fail(f"no backfill of {dag_id} in five attempts: {done.stderr}")
+
+
 def wait_for_runs(rest: Any, dag_id: str, run_ids: list[str]) -> None:
     """Wait until runs of these ids, and no other backfilled ones, have succeeded."""
     deadline = time.monotonic() + 120
@@ -38,40 +54,39 @@ def wait_for_runs(rest: Any, dag_id: str, run_ids: list[str]) -> None:
 
 
 @pytest.fixture
-def week(llm_airflow, llm_stub, tmp_path: Path) -> Path:
+def week(examples_airflow, llm_stub, tmp_path: Path) -> Path:
     """Seven nights made by one backfill, Thursday's run deleted before it begins. The results' base.
 
     One document is refused the first two times that it is asked about, so that two of the nights have a dead letter.
     """
-    rest = llm_airflow.rest
+    rest = examples_airflow.rest
     for dag_id in (NIGHTLY, WEEKLY):
         rest.wait_for_dag(dag_id)
     bad_request = {"kind": "answer", "status": 400, "body": "{}"}
     llm_stub.faults({"fault": bad_request, "contains": "what does aiohttp do?", "first_of_each": 2})
     rest.call("PATCH", f"/dags/{NIGHTLY}", {"is_paused": True})
-    command = [sys.executable, "-m", "airflow", "backfill", "create", "--dag-id", NIGHTLY, "--max-active-runs", "3"]
-    command += ["--from-date", "2025-10-20", "--to-date", "2025-10-27"]
-    command += ["--dag-run-conf", json.dumps({"documents": DOCUMENTS, "base": f"file://{tmp_path}/documents"})]
-    subprocess.run(command, env=llm_airflow.environment(), check=True, timeout=120, capture_output=True)
+    conf = {"documents": DOCUMENTS, "base": f"file://{tmp_path}/documents"}
+    backfill(examples_airflow, NIGHTLY, "2025-10-20", "2025-10-27", conf=conf)
     missing = quote("backfill__2025-10-23T22:00:00+00:00")
     rest.call("DELETE", f"/dags/{NIGHTLY}/dagRuns/{missing}")
     rest.call("PATCH", f"/dags/{NIGHTLY}", {"is_paused": False})
     begun = ("20T22", "21T22", "22T22", "24T22", "25T22", "26T23")
     wait_for_runs(rest, NIGHTLY, [f"backfill__2025-10-{hour}:00:00+00:00" for hour in begun])
     llm_stub.faults()
-    return llm_airflow.home / "results"
+    return examples_airflow.home / "results"
 
 
-def test_a_week_of_backfilled_nights_one_of_them_missing(llm_airflow, week: Path, tmp_path: Path) -> None:
-    rest = llm_airflow.rest
-    manifests = {path.parts[-3]: json.loads(path.read_text()) for path in (week / NIGHTLY).glob("*/*/manifest.json")}
+def test_a_week_of_backfilled_nights_one_of_them_missing(examples_airflow, week: Path, tmp_path: Path) -> None:
+    rest = examples_airflow.rest
+    # the scheduler itself makes a run for last night once the DAG goes on: another week's
+    found = (week / NIGHTLY).glob("2025-*/*/manifest.json")
+    manifests = {path.parts[-3]: json.loads(path.read_text()) for path in found}
     assert sorted(manifests) == [f"2025-10-{day}" for day in (20, 21, 22, 24, 25, 26)]
     part = next((week / NIGHTLY / "2025-10-22").glob("*/part-*.jsonl"))  # the model turned hostile on Wednesday
     rows = [json.loads(line) for line in part.read_text().splitlines()]
     part.write_text("".join(json.dumps({**row, "output": HOSTILE}) + "\n" for row in rows))
 
-    body = {"dag_id": WEEKLY, "from_date": "2025-10-27T00:00Z", "to_date": "2025-10-28T00:00Z"}
-    rest.call("POST", "/backfills", body)
+    backfill(examples_airflow, WEEKLY, "2025-10-27", "2025-10-28")
     run_id = "backfill__2025-10-27T06:00:00+00:00"
     wait_for_runs(rest, WEEKLY, [run_id])
     folder = week / WEEKLY / "2025-10-26"

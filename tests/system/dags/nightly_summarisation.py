@@ -1,1 +1,0 @@
-../../../example_dags/nightly_summarisation.py

@@ -1,1 +1,0 @@
-../../../example_dags/weekly_report.py

@@ -1,0 +1,53 @@
+"""The example DAGs that no other test runs, as they are, on a real scheduler."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+
+def write_rows(path: Path, *texts: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"custom_id": text, "text": text}) + "\n" for text in texts))
+
+
+def run(airflow, dag_id: str, conf: dict[str, str]) -> str:
+    airflow.rest.wait_for_dag(dag_id)
+    run_id = airflow.rest.trigger(dag_id, conf=conf)
+    assert airflow.rest.wait_for_run(dag_id, run_id) == "success"
+    return run_id
+
+
+def test_a_burst_answers_one_question_about_every_document(examples_airflow, tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", "one", "two")
+    write_rows(tmp_path / "b.jsonl", "three")
+    deadline = datetime.now(UTC) + timedelta(hours=1)
+    conf = {"source": f"{tmp_path}/*.jsonl", "question": "Who {{ signed }}?", "deadline": deadline.isoformat()}
+    run_id = run(examples_airflow, "burst_documents", conf)
+    answers = examples_airflow.rest.xcom("burst_documents", run_id, "answers")
+    assert Path(answers.removeprefix("file://")).read_text() == "\n".join(
+        f"{text}\necho: {text}\n\nWho {{{{ signed }}}}?\n" for text in ("one", "two", "three")
+    )
+
+
+def test_dedicated_gpus_take_more_than_their_slots(examples_airflow, tmp_path: Path) -> None:
+    write_rows(tmp_path / "archive.jsonl", *map(str, range(20)))
+    run_id = run(examples_airflow, "dedicated_gpu", {"archive": f"{tmp_path}/*.jsonl"})
+    assert examples_airflow.rest.xcom("dedicated_gpu", run_id, "keywords")["counts"]["succeeded"] == 20
+    log = examples_airflow.rest.task_log_text("dedicated_gpu", run_id, "keywords", try_number=1)
+    assert "max_in_flight = 512  [DAG]" in log
+    assert "window = None" in log
+
+
+def test_shared_gpus_get_one_task_for_each_teams_tickets(examples_airflow, tmp_path: Path) -> None:
+    hour = datetime.now(UTC) - timedelta(hours=1)
+    for at in (hour, hour + timedelta(hours=1)):  # the clock may strike between here and there
+        for team in ("north", "south"):
+            write_rows(tmp_path / f"{at:%Y-%m-%dT%H}" / f"{team}.jsonl", f"{team} ticket")
+    run_id = run(examples_airflow, "shared_gpu_priority", {"tickets": f"file://{tmp_path}"})
+    tasks = [task for task in examples_airflow.rest.tasks("shared_gpu_priority", run_id) if task.task_id == "label"]
+    assert {(task.map_index, task.state) for task in tasks} == {(0, "success"), (1, "success")}
+    log = examples_airflow.rest.task_log_text("shared_gpu_priority", run_id, "label", try_number=1, map_index=1)
+    assert "priority = 100" in log
+    assert "headroom = 2" in log
