@@ -76,6 +76,68 @@ _CONN_FIELDS: dict[str, Any] = {
         "description": "true, or the reason in words: batch stops within 10 s and waits until this is empty again.",
         "schema": {"type": ["string", "null"]},
     },
+    "objective": {
+        "label": "Objective",
+        "description": "What real-time was promised, e.g. ttft p95 < 2 s; itl p99 < 100 ms; e2e p99 < 10 s. "
+        "Empty: latency is no gate.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "latency_source": {
+        "label": "Latency source",
+        "description": "prometheus, vllm or canary: where it is read whether the objective is kept.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "sampling_period_s": {
+        "label": "Sampling period (s)",
+        "description": "How far back a reading looks. Empty: 30.",
+        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+    },
+    "healthy_for_s": {
+        "label": "Healthy for (s)",
+        "description": "How long real-time must be well again before waiting batch is released. Empty: 60.",
+        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+    },
+    "prometheus_url": {
+        "label": "Prometheus URL",
+        "description": "e.g. http://prometheus:9090, where it asks for no login. See the next field otherwise.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "prometheus_conn_id": {
+        "label": "Prometheus connection",
+        "description": "The id of a connection of type http to Prometheus: host, login, password, headers as extra.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "prometheus_query": {
+        "label": "Prometheus query",
+        "description": "PromQL whose value is the quantile in seconds, with {quantile} and {period} filled in; "
+        'for several metrics an object such as {"ttft": "…", "itl": "…"}.',
+        "schema": {"type": ["string", "null"]},
+    },
+    "only_batch_client": {
+        "label": "Only batch client",
+        "description": "true: never more than one task sends batch work here. The source vllm needs it to be so.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "canary_priority": {
+        "label": "Canary priority",
+        "description": "vLLM priority of canaries: real-time's. Empty: 0.",
+        "schema": {"type": ["integer", "null"]},
+    },
+    "on_unknown": {
+        "label": "On unknown latency",
+        "description": "hold (also when empty), or cap: run with few requests in flight.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "unknown_limit": {
+        "label": "In flight when unknown",
+        "description": "At most so many with cap. Empty: 1.",
+        "schema": {"type": ["integer", "null"], "minimum": 1},
+    },
+    "unknown_alert_s": {
+        "label": "Alert on unknown (s)",
+        "description": "Somebody is told when unknown latency has held batch for so long. Empty: 1800.",
+        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+    },
 }
 
 _FIELD_BEHAVIOUR: dict[str, Any] = {

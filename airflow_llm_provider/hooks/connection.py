@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import re
-from pathlib import PurePosixPath
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from airflow_llm_provider.endpoint.settings import EndpointSettings
 from airflow_llm_provider.exceptions import ConfigurationError
+from airflow_llm_provider.hooks import values
 from airflow_llm_provider.hooks.base_url import base_urls
+from airflow_llm_provider.hooks.latency_fields import LATENCY_KEYS, password_of, read_latency
 from airflow_llm_provider.hooks.promise_fields import PROMISE_KEYS, read_promise
 
 if TYPE_CHECKING:
@@ -34,11 +32,8 @@ EXTRA_KEYS: Final = (
     "connect_timeout_s",
     "request_timeout_s",
     *PROMISE_KEYS,
+    *LATENCY_KEYS,
 )
-
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?")
-_NOT_SHOWN = "a value (not shown: it may be a secret)"
 
 
 class ConnectionLike(Protocol):
@@ -53,23 +48,40 @@ class ConnectionLike(Protocol):
     extra: str | None
 
 
-def read_connection(connection: ConnectionLike) -> EndpointSettings:
+def read_connection(connection: ConnectionLike, prometheus: ConnectionLike | None = None) -> EndpointSettings:
     """Return what the connection says. Unknown extra keys are ignored with one warning that names them.
+
+    Args:
+        connection: of type ``vllm``.
+        prometheus: the connection that its ``prometheus_conn_id`` names (`prometheus_conn_id` finds it).
 
     Raises:
         ConfigurationError: for a value that cannot be meant; names connection, field, value and the remedy.
     """
-    return _Reader(connection.conn_id).read(connection)
+    return _Reader(connection.conn_id).read(connection, prometheus)
+
+
+def prometheus_conn_id(connection: ConnectionLike) -> str | None:
+    """Return the id of the second connection that this one needs, or None.
+
+    Raises:
+        ConfigurationError: the extra cannot be read.
+    """
+    name = _Reader(connection.conn_id).fields(connection.extra).get("prometheus_conn_id")
+    return str(name).strip() if name is not None else None
 
 
 def secrets_of(settings: EndpointSettings) -> tuple[str, ...]:
-    """Return the values that must not appear anywhere: the API key, and what the extra headers carry.
+    """Return the values that must not appear anywhere: the API key, and what the headers carry, Prometheus's as well.
 
     ``Bearer abc`` yields ``abc`` too, since the token alone may be logged by others.
     """
     found = [settings.api_key] if settings.api_key else []
-    for value in settings.extra_headers.values():
+    prometheus = settings.latency.prometheus_headers.values() if settings.latency else ()
+    for value in (*settings.extra_headers.values(), *prometheus):
         found += [value, value.split()[-1]]
+        if value.startswith("Basic "):
+            found.append(password_of(value))
     return tuple(dict.fromkeys(found))
 
 
@@ -79,18 +91,22 @@ class _Reader:
     def __init__(self, conn_id: str) -> None:
         self._conn_id = conn_id
 
-    def read(self, connection: ConnectionLike) -> EndpointSettings:
-        extra = self._extra(connection.extra)
-        if _filled(connection.login):
-            raise self.bad("login", _NOT_SHOWN, "leave it empty; the API key goes in the password (vllm://:KEY@host)")
+    def read(self, connection: ConnectionLike, prometheus: ConnectionLike | None) -> EndpointSettings:
+        extra = self.fields(connection.extra)
+        self._warn_of_unknown(extra)
+        if values.filled(connection.login):
+            raise self.bad(
+                "login", values.NOT_SHOWN, "leave it empty; the API key goes in the password (vllm://:KEY@host)"
+            )
         api_key = self._api_key(connection.password)
         given: dict[str, Any] = {
             "slots": self._slots(extra.get("slots")),
-            "verify": self._verify(extra.get("verify")),
-            "connect_timeout_s": self._seconds("connect_timeout_s", extra.get("connect_timeout_s")),
-            "request_timeout_s": self._seconds("request_timeout_s", extra.get("request_timeout_s")),
+            "verify": values.verify("extra.verify", extra.get("verify"), self.bad),
+            "connect_timeout_s": self._seconds("connect_timeout_s", extra),
+            "request_timeout_s": self._seconds("request_timeout_s", extra),
+            "latency": read_latency(extra, prometheus, bad=self.bad),
         }
-        promise = read_promise(extra, slots=given["slots"], latency=given.get("latency"), bad=self.bad)
+        promise = read_promise(extra, slots=given["slots"], latency=given["latency"], bad=self.bad)
         return EndpointSettings(
             promise=promise,
             given=frozenset(extra) & frozenset(EXTRA_KEYS),
@@ -98,7 +114,7 @@ class _Reader:
                 host=connection.host,
                 port=connection.port,
                 schema=connection.schema,
-                tls=self._flag("tls", extra.get("tls")),
+                tls=values.flag("extra.tls", extra.get("tls"), self.bad),
                 bad=self.bad,
             ),
             api_key=api_key,
@@ -110,7 +126,8 @@ class _Reader:
     def bad(self, field: str, shown: str, advice: str) -> ConfigurationError:
         return ConfigurationError(f"Connection {self._conn_id!r}: {field} is {shown}; {advice}")
 
-    def _extra(self, text: str | None) -> dict[str, Any]:
+    def fields(self, text: str | None) -> dict[str, Any]:
+        """Return the extra's filled fields."""
         try:
             extra = json.loads(text) if text and text.strip() else None
         except ValueError:
@@ -118,7 +135,10 @@ class _Reader:
         if extra is None:
             return {}
         if not isinstance(extra, dict):
-            raise self.bad("extra", _kind(extra), 'write a JSON object such as {"model": "my-model"}')
+            raise self.bad("extra", values.kind(extra), 'write a JSON object such as {"model": "my-model"}')
+        return {key: value for key, value in extra.items() if values.filled(value)}
+
+    def _warn_of_unknown(self, extra: dict[str, Any]) -> None:
         if unknown := sorted(set(extra) - set(EXTRA_KEYS)):
             log.warning(
                 "Connection %r: extra has unknown keys, which are ignored: %s. Known keys: %s",
@@ -126,55 +146,32 @@ class _Reader:
                 ", ".join(unknown),
                 ", ".join(EXTRA_KEYS),
             )
-        return {key: value for key, value in extra.items() if _filled(value)}
 
     def _api_key(self, password: str | None) -> str | None:
         if not password or not password.strip():
             return None
-        if not _HEADER_VALUE.fullmatch(password):
+        if not values.HEADER_VALUE.fullmatch(password):
             advice = "it has a line break, a space at an end or a non-ASCII character; write the key alone"
-            raise self.bad("password (the API key)", _NOT_SHOWN, advice)
+            raise self.bad("password (the API key)", values.NOT_SHOWN, advice)
         return password
 
     def _model(self, value: Any) -> str | None:
         if value is None:
             return None
         if not isinstance(value, str):
-            raise self.bad("extra.model", _shown(value), "write the served model's name as a string")
+            raise self.bad("extra.model", values.shown(value), "write the served model's name as a string")
         return value.strip()
 
     def _slots(self, value: Any) -> int | None:
         if value is None:
             return None
-        number = _number(value)
+        number = values.number(value)
         if number is None or number < 1 or number != int(number):
-            raise self.bad("extra.slots", _shown(value), "write the server's max_num_seqs, e.g. 256")
+            raise self.bad("extra.slots", values.shown(value), "write the server's max_num_seqs, e.g. 256")
         return int(number)
 
-    def _seconds(self, field: str, value: Any) -> float | None:
-        if value is None:
-            return None
-        number = _number(value)
-        if number is None or number <= 0:
-            raise self.bad(f"extra.{field}", _shown(value), "write seconds above 0, e.g. 30")
-        return number
-
-    def _flag(self, field: str, value: Any) -> bool | None:
-        word = value.strip().lower() if isinstance(value, str) else value
-        if word is None or isinstance(word, bool):
-            return word
-        if word in ("true", "false"):
-            return bool(word == "true")
-        raise self.bad(f"extra.{field}", _shown(value), "write true or false")
-
-    def _verify(self, value: Any) -> bool | str | None:
-        if isinstance(value, str) and PurePosixPath(value.strip()).is_absolute():
-            return value.strip()
-        try:
-            return self._flag("verify", value)
-        except ConfigurationError:
-            advice = "write true, false, or the absolute path of a CA bundle, e.g. /etc/ssl/our-ca.pem"
-            raise self.bad("extra.verify", _shown(value), advice) from None
+    def _seconds(self, name: str, extra: Mapping[str, Any]) -> float | None:
+        return values.above_zero(f"extra.{name}", extra.get(name), self.bad)
 
     def _headers(self, value: Any, *, api_key: str | None) -> Mapping[str, str]:
         field, example = "extra.extra_headers", 'write an object such as {"X-Tenant": "summaries"}'
@@ -186,45 +183,10 @@ class _Reader:
         if value is None:
             value = {}
         if not isinstance(value, dict):
-            raise self.bad(field, _kind(value), example)
-        for name, text in value.items():
-            self._check_header(field, name, text)
+            raise self.bad(field, values.kind(value), example)
+        headers = values.headers(field, value, self.bad)
+        for name in headers:
             if api_key and name.lower() == "authorization":
-                raise self.bad(f"{field}[{name!r}]", _NOT_SHOWN, "the password is sent as this header; set only one")
-        if len({name.lower() for name in value}) < len(value):
-            raise self.bad(field, "an object that names a header twice", "header names ignore case; keep one")
-        return MappingProxyType(dict(value))
-
-    def _check_header(self, field: str, name: str, text: Any) -> None:
-        if not _HEADER_NAME.fullmatch(name):
-            raise self.bad(field, f"an object with the name {name!r}", "that is no HTTP header name")
-        if not isinstance(text, str):
-            raise self.bad(f"{field}[{name!r}]", _kind(text), "write the header's value as a string")
-        if not _HEADER_VALUE.fullmatch(text):
-            advice = "it is empty, or has a line break, a space at an end or a non-ASCII character"
-            raise self.bad(f"{field}[{name!r}]", _NOT_SHOWN, advice)
-
-
-def _filled(value: Any) -> bool:
-    """Tell whether there is a value: forms leave None, blanks or empty objects where nobody wrote anything."""
-    return bool(value.strip()) if isinstance(value, str) else value is not None and value != {}
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _shown(value: Any) -> str:
-    """Return a scalar as JSON and anything else by its kind, so that a misplaced secret is not echoed whole."""
-    return json.dumps(value) if isinstance(value, str | int | float) else _kind(value)
+                advice = "the password is sent as this header; set only one"
+                raise self.bad(f"{field}[{name!r}]", values.NOT_SHOWN, advice)
+        return headers

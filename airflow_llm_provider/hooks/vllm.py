@@ -18,7 +18,7 @@ from airflow.sdk import log as sdk_log
 from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError
 from airflow_llm_provider.get_provider_info import get_provider_info
 from airflow_llm_provider.hooks.compat import AirflowNotFoundException
-from airflow_llm_provider.hooks.connection import read_connection, secrets_of
+from airflow_llm_provider.hooks.connection import prometheus_conn_id, read_connection, secrets_of
 from airflow_llm_provider.hooks.probe import look
 
 if TYPE_CHECKING:
@@ -59,7 +59,12 @@ class VLLMHook(BaseHook):
                 connection = self.get_connection(self.vllm_conn_id)
             except AirflowNotFoundException:
                 self._raise_missing()
-            settings = read_connection(connection)
+            second_id = prometheus_conn_id(connection)
+            try:
+                second = self.get_connection(second_id) if second_id else None
+            except AirflowNotFoundException:
+                self._raise_second_missing(second_id)
+            settings = read_connection(connection, second)
             for secret in secrets_of(settings):
                 sdk_log.mask_secret(secret)
             self._settings = settings
@@ -76,7 +81,12 @@ class VLLMHook(BaseHook):
                 connection = await self.aget_connection(self.vllm_conn_id)
             except AirflowNotFoundException:
                 self._raise_missing()
-            settings = read_connection(connection)
+            second_id = prometheus_conn_id(connection)
+            try:
+                second = await self.aget_connection(second_id) if second_id else None
+            except AirflowNotFoundException:
+                self._raise_second_missing(second_id)
+            settings = read_connection(connection, second)
             for secret in secrets_of(settings):
                 await _amask(secret)
             self._settings = settings
@@ -166,6 +176,13 @@ class VLLMHook(BaseHook):
             f"Airflow knows no connection {self.vllm_conn_id!r}, or can't parse it. Make it with: airflow connections "
             f"add {self.vllm_conn_id} --conn-type vllm --conn-host http://gpu1:8000 "
             """--conn-extra '{"model": "my-model"}'"""
+        ) from None
+
+    def _raise_second_missing(self, conn_id: str | None) -> Never:
+        raise ConfigurationError(
+            f"Connection {self.vllm_conn_id!r}: extra.prometheus_conn_id is {conn_id!r}, and Airflow knows no such "
+            f"connection, or can't parse it. Make it with: airflow connections add {conn_id} --conn-type http "
+            "--conn-host http://prometheus:9090"
         ) from None
 
 

@@ -296,6 +296,12 @@ def test_the_documented_forms_are_one_connection(monkeypatch):
     assert all(settings == read[0] for settings in read)
 
 
+def test_the_documented_extras_of_latency_can_be_read():
+    text = (ROOT / "docs" / "connection.md").read_text()
+    found = re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert [read_connection(connection(extra=extra)).latency.source for extra in found] == ["prometheus"]
+
+
 def test_every_extra_key_and_option_is_documented():
     text = (ROOT / "docs" / "connection.md").read_text()
     assert [key for key in EXTRA_KEYS if f"extra `{key}`" not in text] == []
