@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from math import inf
+from math import inf, nextafter
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from airflow_llm_provider.core.histogram import NOTHING_OWN, Histogram, change, is_reset, quantile_bounds
@@ -245,7 +245,8 @@ class MetricsSource:
             )
         bounds = quantile_bounds(came, objective.quantile, own)
         if bounds is not None:
-            return Measured(lower_s=bounds.lower, upper_s=bounds.upper, samples=bounds.samples)
+            above_s = nextafter(bounds.lower, inf) if bounds.lower else 0.0  # a bucket's lower bound is not in it
+            return Measured(lower_s=above_s, upper_s=bounds.upper, samples=bounds.samples)
         return Idle() if metric is Metric.ITL else self._idle_or_stuck(metric)
 
     def _may_have_begun(self, after: Scrape) -> int | None:
