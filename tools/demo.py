@@ -21,6 +21,7 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -42,6 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".run" / "demo"
 DAG_ID = "nightly_summarisation"
 TASK_ID = "summarise"
+POOLS = ROOT / "example_dags" / "pools.json"
 ALWAYS = "00:00-00:00 Europe/London"  # the nightly DAG waits for the connection's window; `make demo` does not
 SHOWN_SUMMARIES = 5
 MODEL_PATIENCE_S = 60.0
@@ -136,6 +138,9 @@ def _airflow(model_url: str) -> Iterator[LocalAirflow]:
             "AIRFLOW_CONN_VLLM_SHARED": json.dumps(connection),
             "AIRFLOW_CONN_VLLM_BATCH": json.dumps(connection),
             "AIRFLOW__LLM_BATCH__RESULTS_BASE": f"file://{HOME / 'results'}",
+            "AIRFLOW__LLM_BATCH__POOL_SCHEDULED_BATCH": "llm_scheduled_batch",
+            "AIRFLOW__LLM_BATCH__POOL_BURST_BATCH": "llm_burst_batch",
+            "AIRFLOW__LLM_BATCH__REQUESTS_PER_SLOT": "16",
             "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": str(RETRY_DELAY_S),
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(HEARTBEAT_TIMEOUT_S),
             "DOCUMENTS_BASE": f"file://{HOME / 'documents'}",
@@ -144,8 +149,21 @@ def _airflow(model_url: str) -> Iterator[LocalAirflow]:
     )
     with airflow:
         _say(f"Airflow  scheduler, DAG processor, API server and triggerer are healthy: {airflow.url}")
+        _make_pools(airflow)
         yield airflow
         _say("Stopping Airflow and the model …")
+
+
+def _make_pools(airflow: LocalAirflow) -> None:
+    """As docs/how-to/pools.md has it; a task in a pool that is not there would never start."""
+    known = {pool["name"] for pool in airflow.rest.call("GET", "/pools?limit=100")["pools"]}
+    if json.loads(POOLS.read_text()).keys() <= known:
+        return
+    command = ["airflow", "pools", "import", str(POOLS)]
+    done = subprocess.run(command, env=airflow.environment(), capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode:
+        raise ProgramError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    _say(f"Pools    airflow pools import {_short(POOLS)}")
 
 
 # --- the run ----------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from airflow_llm_provider.core.objective import Health
 from airflow_llm_provider.core.progress import duration
+from airflow_llm_provider.core.window import LOOK_DAYS
 
 if TYPE_CHECKING:
     from airflow_llm_provider.core.objective import Standing
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 ESTIMATE_MARGIN = 1.25
 """What is left is taken to need a quarter more time than the pace so far says, where a deadline hangs on it."""
+
+NO_END_IN_SIGHT = timedelta(days=LOOK_DAYS - 1)
+"""A window that is open for as long as windows look ahead has no close to drain before."""
 
 
 class Cause(StrEnum):
@@ -125,6 +129,8 @@ def decide(
     if terms.windows is not None:
         opening = terms.windows.at(now)
         until, why = (opening.closes, "the window is open") if opening else (None, "")
+        if until is not None and until >= now + NO_END_IN_SIGHT:
+            until, why = None, "the window is always open"
         if opens_early(now, terms, opening=opening, remaining_s=remaining_s):
             ends = [moment for moment in (until, terms.deadline) if moment is not None]
             until, why = max(ends), f"the deadline, {_utc(terms.deadline)}, would be missed otherwise"

@@ -47,6 +47,13 @@ def test_the_window_holds_until_it_opens_and_releases_until_it_closes() -> None:
     assert isinstance(ask(NIGHTLY, CLOSES), Hold), "the close is closed"
 
 
+def test_a_window_that_is_always_open_has_no_end() -> None:
+    always = replace(NIGHTLY, windows=parse_windows("00:00-24:00 Europe/London"))
+    released = ask(always)
+    assert isinstance(released, Release)
+    assert (released.until, released.reason) == (None, "the window is always open; no objective is set")
+
+
 def test_a_window_that_never_opens_again_is_held_for_ever() -> None:
     never = parse_windows("23:00-07:00 Europe/London mon -2026-11-30")
     once = replace(NIGHTLY, windows=parse_windows("23:00-23:01 Europe/London mon"))
