@@ -153,8 +153,8 @@ class Runner:
                     self._recorder.errored(ticket.request, error, ticket.attempts)
             case completion:
                 self._answers += 1
-                self._dispatcher.answered(ticket, now)
-                self._recorder.succeeded(ticket.request, completion, ticket.attempts)
+                if self._dispatcher.answered(ticket, now):
+                    self._recorder.succeeded(ticket.request, completion, ticket.attempts)
         self.pump()
 
     async def _probe(self) -> None:

@@ -77,38 +77,49 @@ class Circuit:
         self.until: float | None = None
         self.reason = ""
         self.asked = False  # whether this state's one probe or trial request has been handed out
+        self.was_alive = True  # whether the last loss was a death: it had answered since the loss before
+        self._alive = True
         self._since: float | None = None  # when the trouble began; None while there is none
         self._looks = 0
 
-    def answered(self, now: float) -> None:
+    def answered(self) -> None:
         """A request was answered by the model or refused for its own sake: the endpoint works."""
-        self._move(Event.ANSWERED, now)
+        self._move(Event.ANSWERED)
         if self.state in (State.UP, State.PAUSED):  # while DOWN, a draining server still ends what it had
-            self._since, self._looks = None, 0
+            self._since, self._looks, self._alive = None, 0, True
 
     def failed(self, failure: Failure, now: float) -> None:
         """A request failed for the endpoint's sake (reactions BACK_OFF and HOLD only)."""
         if failure.reaction is Reaction.HOLD:
             self.lost(failure, now)
-        elif self._move(Event.CAPACITY, now):
+        elif self._move(Event.CAPACITY):
             self._trouble(failure, now)
 
     def lost(self, failure: Failure, now: float) -> None:
         """The endpoint is gone, whatever `failure` would mean by itself."""
-        if self._move(Event.LOST, now):
+        if self._move(Event.LOST):
             self._trouble(failure, now)
 
     def probed(self, failure: Failure | None, now: float) -> None:
         """The probe came back; None means that the server is there and serves the run's model."""
         if failure is None:
-            self._move(Event.PROBE_OK, now)
-        elif self._move(Event.PROBE_FAILED, now):
+            self._move(Event.PROBE_OK)
+        elif self._move(Event.PROBE_FAILED):
             self._trouble(failure, now)
+
+    def tried(self, now: float, *, by_answer: bool) -> None:
+        """The trial was sent. Only its answer counts with `by_answer`, else also that it lives for `TRIAL_S`."""
+        self.asked = True
+        self.until = None if by_answer else now + TRIAL_S
+
+    def untried(self) -> None:
+        """The trial ended, and how it did says nothing: it takes another."""
+        self.asked, self.until = False, None
 
     def look(self, now: float) -> State:
         """Let time pass up to `now` and say the state."""
         if self.until is not None and now >= self.until:
-            self._move(Event.DUE, now)
+            self._move(Event.DUE)
         return self.state
 
     def impatient(self, now: float) -> bool:
@@ -126,13 +137,15 @@ class Circuit:
         """When the patience ends; None while there is no trouble."""
         return None if self._since is None else self._since + self.patience_s
 
-    def _move(self, event: Event, now: float) -> bool:
+    def _move(self, event: Event) -> bool:
         after = TRANSITIONS.get((self.state, event))
         if after is None:
             return False
         self.state = after
-        self.until = now + TRIAL_S if after is State.TRIAL else None
+        self.until = None
         self.asked = False
+        if event is Event.LOST:
+            self.was_alive, self._alive = self._alive, False
         return True
 
     def _trouble(self, failure: Failure, now: float) -> None:

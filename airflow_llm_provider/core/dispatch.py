@@ -1,8 +1,8 @@
 """The dispatcher: what to send next, and what each answer means for its row.
 
-Owns the budgets of rows, and what an event means for row and endpoint. Pure: `next` says what to do, the runner does it
-and reports back through `answered`, `failed` and `probed`. Does not know in which order rows go (`core.row_queue`), nor
-HTTP, files or clocks.
+Owns what an event means for row and endpoint. Pure: `next` says what to do, the runner does it and reports back through
+`answered`, `failed`, `yielded` and `probed`. Does not know in which order rows go (`core.row_queue`), what they may
+spend (`core.row_budget`), nor HTTP, files or clocks.
 
 Decide, do, apply, as vLLM's own scheduler does it (`schedule()` → output → `update_from_output()`).
 """
@@ -15,8 +15,8 @@ from airflow_llm_provider.core.circuit import State
 from airflow_llm_provider.core.commands import Probe, Send, Stop, Wait
 from airflow_llm_provider.core.drain import RowDurations
 from airflow_llm_provider.core.progress import duration
-from airflow_llm_provider.core.request import RowError
 from airflow_llm_provider.core.retry import SUSPECT, Failure, Reaction
+from airflow_llm_provider.core.row_budget import may_go_at_once, row_error, spend, suspect
 from airflow_llm_provider.core.row_queue import RowQueue
 from airflow_llm_provider.exceptions import ConfigurationError, EndpointDownError, EndpointRefusedError
 
@@ -25,19 +25,14 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.core.circuit import Circuit
     from airflow_llm_provider.core.commands import Command
-    from airflow_llm_provider.core.request import RowRequest
+    from airflow_llm_provider.core.request import RowError, RowRequest
     from airflow_llm_provider.core.row_queue import Ticket
     from airflow_llm_provider.exceptions import LLMBatchError
 
-MAX_IMMEDIATE = 3
-"""How often in a row a request goes again at once after a stale connection; then the endpoint counts as lost."""
-
-MAX_SUSPICIONS = 5
-"""How many deaths of the server a row may have been inside of before it is taken for their cause."""
-
 SICK_ROWS = 16
-"""After this many different rows failed with no answer in between, it is the endpoint that is sick, not the rows:
-from then on failures hold the run instead of spending attempts."""
+"""After this many different rows failed with no answer in between, the endpoint is taken for sick: failures cost the
+rows nothing, the run is held, and only an answer lets it go on. A row that was answered before is sent again to get
+one: if it fails, too, it is the endpoint; if not, it is the rows, and they go on to spend their attempts."""
 
 
 class Dispatcher:
@@ -64,6 +59,8 @@ class Dispatcher:
         self._queue = RowQueue()
         self._stop: LLMBatchError | None = None
         self._failing: set[int] = set()  # rows that failed since the last answer
+        self._witness: Ticket | None = None  # answered last; None while it is in flight again, too
+        self._trial: Ticket | None = None  # the trial in flight
 
     @property
     def queued(self) -> int:
@@ -105,11 +102,19 @@ class Dispatcher:
             return Probe()
         return self._send(now, state)
 
-    def answered(self, ticket: Ticket, now: float) -> None:
-        """A row has a usable answer."""
+    def answered(self, ticket: Ticket, now: float) -> bool:
+        """A row has a usable answer.
+
+        Returns:
+            Whether it is the row's first; another one is not to be kept.
+        """
         self._landed(ticket)
         self.durations.note(now - ticket.sent_s)
-        self._works(now)
+        self._works()
+        is_first = not ticket.answered
+        ticket.answered = True
+        self._witness = ticket
+        return is_first
 
     def failed(self, ticket: Ticket, failure: Failure, now: float) -> RowError | None:
         """The request failed.
@@ -118,10 +123,13 @@ class Dispatcher:
             The row's error where the row ends here; None where it goes again or the run stops.
         """
         self._landed(ticket)
+        if ticket.answered:
+            self._witnessed(ticket, failure, now)
+            return None
         match failure.reaction:
             case Reaction.DEAD_LETTER:
-                self._works(now)
-                return _row_error(failure)
+                self._works()
+                return row_error(failure)
             case Reaction.RETRY:
                 return self._spend(ticket, failure, now)
             case Reaction.RETRY_NOW:
@@ -147,7 +155,10 @@ class Dispatcher:
         """The request was given up by ourselves: the row goes again, before others, and has spent nothing."""
         ticket.yields += 1
         self._landed(ticket)
-        self._queue.first(ticket)
+        if ticket.answered:
+            self._witness = ticket
+        else:
+            self._queue.first(ticket)
 
     def probed(self, failure: Failure | None, now: float) -> None:
         """The probe came back; None where the server is there and serves what the run asks for."""
@@ -164,77 +175,102 @@ class Dispatcher:
         """Send what the limit has room for and the window has time for; on trial, one row and no other."""
         due_s = self._queue.due_s(now)
         room = self.limit - self.in_flight if self.fits(now) else 0
-        if state is State.TRIAL:
-            room = 0 if self.circuit.asked else min(room, 1)
-        if tickets := self._queue.take(room, trial=state is State.TRIAL):
-            self.circuit.asked = True
+        if tickets := self._try(room, now) if state is State.TRIAL else self._queue.take(room):
             self.in_flight += len(tickets)
             for ticket in tickets:
                 ticket.sends += 1
                 ticket.sent_s = now
             return Send(tickets)
-        return Wait(self.circuit.until if state is State.TRIAL else due_s)
+        return Wait(self._earliest(self.circuit.until, due_s))
+
+    def _try(self, room: int, now: float) -> list[Ticket]:
+        """The one request of a trial, once: where the next row may fail by its own fault, of the row answered last."""
+        head = self._queue.head
+        if room < 1 or self.circuit.asked or head is None:
+            return []
+        doubtful = self._sick or head.doubtful
+        if doubtful and self._witness is not None:
+            tickets, self._witness = [self._witness], None
+        else:
+            tickets = self._queue.take_head()
+        self._trial = tickets[0]
+        self.circuit.tried(now, by_answer=doubtful)
+        return tickets
 
     def _landed(self, ticket: Ticket) -> None:
         self.in_flight -= 1
         self._queue.landed(ticket)
+        if ticket is self._trial:
+            self._trial = None
+            if self.circuit.state is State.TRIAL:
+                self.circuit.untried()  # unless what became of it is reported to the circuit next
 
-    def _works(self, now: float) -> None:
+    def _witnessed(self, ticket: Ticket, failure: Failure, now: float) -> None:
+        """A row that was answered before is not now, which says nothing about the row."""
+        self._witness = self._witness or ticket
+        match failure.reaction:
+            case Reaction.DEAD_LETTER:
+                self._works()
+            case Reaction.STOP:
+                self._refuse(failure)
+            case Reaction.BACK_OFF:
+                self.circuit.failed(failure, now)
+            case Reaction.HOLD:
+                self.circuit.failed(failure, now)
+            case Reaction.RETRY | Reaction.RETRY_NOW:
+                if self.circuit.state is State.TRIAL:
+                    self.circuit.lost(failure, now)
+
+    @property
+    def _sick(self) -> bool:
+        return len(self._failing) >= SICK_ROWS
+
+    def _works(self) -> None:
         self._failing.clear()
-        self.circuit.answered(now)
+        self.circuit.answered()
 
     def _patient(self, state: State) -> bool:
         if state is State.PAUSED:
             return self.in_flight > 0  # the capacity that is missing is what our own requests hold
+        if state is State.PROBING:
+            return not self.circuit.asked  # after a hold, one look before giving up
         return state in (State.UP, State.TRIAL)  # an endpoint that is back gets its trial, however late
 
     def _spend(self, ticket: Ticket, failure: Failure, now: float) -> RowError | None:
         self._failing.add(ticket.request.index)
-        if len(self._failing) >= SICK_ROWS:
+        if self._sick:
             self.circuit.lost(failure, now)
-            return self._suspect(ticket, failure)
-        ticket.spent += 1
-        ticket.immediate = 0
-        if ticket.spent >= self._max_attempts:
-            return _row_error(failure)
-        self._queue.later(ticket, now + max(self._wait_s(ticket.spent), failure.retry_after_s or 0.0))
-        return None
+            self._queue.last(ticket)
+            return None
+        error = spend(ticket, failure, max_attempts=self._max_attempts)
+        if error is None:
+            self._queue.later(ticket, now + max(self._wait_s(ticket.spent), failure.retry_after_s or 0.0))
+        return error
 
     def _again(self, ticket: Ticket, failure: Failure, now: float) -> RowError | None:
-        ticket.immediate += 1
-        if ticket.immediate > MAX_IMMEDIATE:
-            ticket.immediate = 0
-            self.circuit.lost(failure, now)
-            return self._suspect(ticket, failure)  # or a row that a proxy hangs up on would go round for ever
-        self._queue.first(ticket)
-        return None
+        if may_go_at_once(ticket):
+            self._queue.first(ticket)
+            return None
+        self.circuit.lost(failure, now)
+        return self._suspect(ticket, failure)  # or a row that a proxy hangs up on would go round for ever
 
     def _suspect(self, ticket: Ticket, failure: Failure) -> RowError | None:
-        ticket.suspicions += 1
-        if ticket.suspicions >= MAX_SUSPICIONS:
-            return RowError(
-                failure.kind,
-                f"in flight at {ticket.suspicions} deaths of the server and taken for their cause; "
-                f"the last: {failure.message}",
-                failure.http_status,
-            )
-        self._queue.last(ticket)  # another row makes the trial
-        return None
+        error = suspect(ticket, failure, death=self.circuit.was_alive)
+        if error is None:
+            self._queue.last(ticket)  # another row makes the trial
+        return error
 
     def _refuse(self, failure: Failure) -> None:
         self.stop(EndpointRefusedError(f"The endpoint refuses every row: {failure.kind} – {failure.message}"))
 
     def _gave_up(self) -> EndpointDownError:
         circuit = self.circuit
+        rows = f" {len(self._failing)} rows failed in the meantime." if self._sick else ""
         return EndpointDownError(
-            f"The endpoint gave no answer for {duration(circuit.patience_s)}; last: {circuit.reason}. "
+            f"The endpoint gave no answer for {duration(circuit.patience_s)}; last: {circuit.reason}.{rows} "
             "What has settled is kept; the next try goes on from there"
         )
 
     @staticmethod
     def _earliest(*moments: float | None) -> float | None:
         return min((moment for moment in moments if moment is not None), default=None)
-
-
-def _row_error(failure: Failure) -> RowError:
-    return RowError(failure.kind, failure.message, failure.http_status)

@@ -26,7 +26,8 @@ class FailureKind(StrEnum):
     BUSY = "busy"  # 429, 503: a capacity signal, with or without Retry-After
     DRAINING = "draining"  # 500 "cannot schedule new futures": health still says 200, nothing new is taken
     ENGINE_DEAD = "engine_dead"  # 500 or an in-stream error "EngineCore encountered an issue"
-    UNREACHABLE = "unreachable"  # refused, no route, no such name, connect timeout, 502
+    UNREACHABLE = "unreachable"  # refused, no route, no such name, connect timeout; a gateway without a server
+    GATEWAY_LOST = "gateway_lost"  # 502 and its like: the server was lost, or gone already, behind a gateway
     CONNECTION_LOST = "connection_lost"  # a fresh connection, or one mid-answer, died
     STALE_CONNECTION = "stale_connection"  # a reused keep-alive connection was closed under us before an answer
     SERVER_ERROR = "server_error"  # any other 5xx, and errors inside a stream that name nothing else
@@ -56,6 +57,7 @@ REACTIONS: Mapping[FailureKind, Reaction] = MappingProxyType(
         FailureKind.DRAINING: Reaction.HOLD,
         FailureKind.ENGINE_DEAD: Reaction.HOLD,
         FailureKind.UNREACHABLE: Reaction.HOLD,
+        FailureKind.GATEWAY_LOST: Reaction.HOLD,
         FailureKind.CONNECTION_LOST: Reaction.HOLD,
         FailureKind.STALE_CONNECTION: Reaction.RETRY_NOW,
         FailureKind.SERVER_ERROR: Reaction.RETRY,
@@ -64,9 +66,11 @@ REACTIONS: Mapping[FailureKind, Reaction] = MappingProxyType(
     }
 )
 
-SUSPECT: frozenset[FailureKind] = frozenset({FailureKind.ENGINE_DEAD, FailureKind.CONNECTION_LOST})
-"""Failures that a row may have caused: the request was inside the engine when it died. Such a row spends no
-attempt, but is counted, so that a row that kills the engine each time cannot hold the run for ever."""
+SUSPECT: frozenset[FailureKind] = frozenset(
+    {FailureKind.ENGINE_DEAD, FailureKind.CONNECTION_LOST, FailureKind.GATEWAY_LOST}
+)
+"""Failures that a row may have caused: the request may have been inside the engine when it died. Such a row spends no
+attempt, but the death is counted, so that a row that kills the engine each time cannot hold the run for ever."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,10 @@ class Ticket:
         yields: how many of them were given up for real-time's sake or at the window's close.
         sent_s: when the last one was sent, monotonic.
         spent: attempts that count against the row's budget.
+        doubtful: whether the server was lost with the row in flight, so that the next loss may be its fault.
         suspicions: deaths of the server that happened with the row in flight.
         immediate: stale connections met in a row.
+        answered: whether the row has its answer; it may be sent again to see whether the endpoint answers anything.
     """
 
     request: RowRequest
@@ -41,8 +43,10 @@ class Ticket:
     yields: int = 0
     sent_s: float = 0.0
     spent: int = 0
+    doubtful: bool = False
     suspicions: int = 0
     immediate: int = 0
+    answered: bool = False
 
     @property
     def attempts(self) -> int:
@@ -91,10 +95,21 @@ class RowQueue:
             self.last(heapq.heappop(self._delayed)[2])
         return self._delayed[0][0] if self._delayed else None
 
-    def take(self, amount: int, *, trial: bool) -> list[Ticket]:
-        """Up to `amount` tickets, at most one suspect among them; a suspect makes the trial only if nobody else can."""
+    @property
+    def head(self) -> Ticket | None:
+        """Which one is to go where only one may; one that goes alone only if there is no other."""
+        if self._ready:
+            return self._ready[0]
+        return self._suspects[0] if self._suspects and self._alone is None else None
+
+    def take_head(self) -> list[Ticket]:
+        """The head, if there is one."""
+        return [self._ready.popleft()] if self._ready else self.take(1)
+
+    def take(self, amount: int) -> list[Ticket]:
+        """Up to `amount` tickets, at most one of them of those that go alone."""
         tickets: list[Ticket] = []
-        if amount > 0 and self._suspects and self._alone is None and not (trial and self._ready):
+        if amount > 0 and self._suspects and self._alone is None:
             self._alone = self._suspects.popleft()
             tickets.append(self._alone)
         while self._ready and len(tickets) < amount:

@@ -32,10 +32,10 @@ _KIND_BY_STATUS = {
     429: FailureKind.BUSY,
     503: FailureKind.BUSY,
     529: FailureKind.BUSY,  # "overloaded"
-    502: FailureKind.UNREACHABLE,
-    521: FailureKind.UNREACHABLE,  # Cloudflare: origin down, unreachable
-    522: FailureKind.UNREACHABLE,
-    523: FailureKind.UNREACHABLE,
+    502: FailureKind.GATEWAY_LOST,
+    521: FailureKind.GATEWAY_LOST,  # Cloudflare: origin down, unreachable
+    522: FailureKind.GATEWAY_LOST,
+    523: FailureKind.GATEWAY_LOST,
     409: FailureKind.SERVER_ERROR,  # conflict, too early, client closed: gateways' ways to say "again"
     425: FailureKind.SERVER_ERROR,
     499: FailureKind.SERVER_ERROR,
@@ -48,8 +48,8 @@ _KIND_BY_WORDS = (
     ("EngineDeadError", FailureKind.ENGINE_DEAD),
     ("no healthy upstream", FailureKind.UNREACHABLE),  # Envoy, Istio
     ("no available server", FailureKind.UNREACHABLE),  # Traefik
-    ("reset reason: connection failure", FailureKind.UNREACHABLE),  # Envoy could not connect
-    ("reset reason: remote connection failure", FailureKind.UNREACHABLE),
+    ("reset reason: connection failure", FailureKind.GATEWAY_LOST),  # Envoy could not connect
+    ("reset reason: remote connection failure", FailureKind.GATEWAY_LOST),
     ("disconnect/reset before headers", FailureKind.CONNECTION_LOST),  # Envoy lost the server mid-request
 )
 

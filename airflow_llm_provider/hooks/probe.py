@@ -33,6 +33,7 @@ _NOT_COMPATIBLE = "{url} does not answer as an OpenAI-compatible server: {why}. 
 _SENTENCES: Mapping[FailureKind, str] = MappingProxyType(
     {
         FailureKind.UNREACHABLE: _UNREACHABLE,
+        FailureKind.GATEWAY_LOST: _UNREACHABLE,
         FailureKind.CONNECTION_LOST: _UNREACHABLE,
         FailureKind.STALE_CONNECTION: _UNREACHABLE,
         FailureKind.TIMEOUT: _UNREACHABLE,

@@ -45,6 +45,7 @@ def circuit_in(state: State) -> Circuit:
             made.look(0)
         if state is State.TRIAL:
             made.probed(None, 0)
+            made.tried(0, by_answer=False)
         if state is State.DOWN:
             made.until = 1.0
     assert made.state is state
@@ -54,7 +55,7 @@ def circuit_in(state: State) -> Circuit:
 def happen(made: Circuit, event: Event) -> None:
     match event:
         case Event.ANSWERED:
-            made.answered(0.5)
+            made.answered()
         case Event.CAPACITY:
             made.failed(BUSY, 0.5)
         case Event.LOST:
@@ -103,7 +104,7 @@ def test_waits_grow_from_look_to_look_and_start_again_after_an_answer() -> None:
     made.failed(BUSY, 10)
     assert made.until == 30
     made.look(30)
-    made.answered(31)
+    made.answered()
     made.failed(BUSY, 40)
     assert made.until == 50
 
@@ -119,6 +120,40 @@ def test_a_trial_counts_as_accepted_when_it_outlives_its_grace() -> None:
     made = circuit_in(State.TRIAL)
     assert made.look(TRIAL_S - 0.01) is State.TRIAL
     assert made.look(TRIAL_S) is State.UP
+
+
+def test_a_trial_by_answer_counts_as_accepted_when_it_is_answered_and_not_before() -> None:
+    made = circuit_in(State.TRIAL)
+    made.tried(0, by_answer=True)
+    assert made.look(1000) is State.TRIAL
+    made.answered()
+    assert made.look(1000) is State.UP
+
+
+def test_a_trial_that_says_nothing_does_not_count_as_accepted() -> None:
+    made = circuit_in(State.TRIAL)
+    made.untried()
+    assert made.look(1000) is State.TRIAL
+    assert not made.asked
+
+
+def test_a_loss_is_a_death_only_where_an_answer_came_since_the_last_one() -> None:
+    made = circuit()
+    made.failed(LOST, 0)
+    assert made.was_alive
+    made.answered()  # of before the loss
+    made.look(2)
+    made.probed(LOST, 2)
+    made.look(5)
+    made.probed(None, 5)
+    made.failed(LOST, 6)
+    assert not made.was_alive
+    made.look(10)
+    made.probed(None, 10)
+    made.answered()
+    assert not made.was_alive  # what fails late was in flight at the loss that was no death
+    made.failed(LOST, 12)
+    assert made.was_alive
 
 
 def test_patience_is_measured_from_the_beginning_of_the_trouble() -> None:
@@ -143,18 +178,18 @@ def test_patience_ends_at_the_very_deadline_it_names_whatever_rounding_does() ->
 def test_an_answer_ends_the_trouble_but_not_while_the_endpoint_is_lost() -> None:
     made = circuit()
     made.failed(LOST, 0)
-    made.answered(1)  # a draining server still ends what it had
+    made.answered()  # a draining server still ends what it had
     assert made.deadline == 100
     made.look(2)
     made.probed(None, 2)
-    made.answered(3)
+    made.answered()
     assert made.deadline is None
 
 
 def test_an_answer_during_a_pause_ends_the_trouble_and_not_the_pause() -> None:
     made = circuit(wait_s=lambda look: 10.0 * look)
     made.failed(BUSY, 0)
-    made.answered(1)
+    made.answered()
     assert (made.state, made.until, made.deadline) == (State.PAUSED, 10, None)
 
 

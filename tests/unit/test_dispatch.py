@@ -8,8 +8,11 @@ from dispatch_model import World, dispatcher, request
 
 from airflow_llm_provider.core.circuit import State
 from airflow_llm_provider.core.commands import Probe, Send, Stop, Wait
-from airflow_llm_provider.core.dispatch import MAX_IMMEDIATE, MAX_SUSPICIONS, SICK_ROWS
+from airflow_llm_provider.core.dispatch import SICK_ROWS
+from airflow_llm_provider.core.drain import UNMEASURED_S
 from airflow_llm_provider.core.retry import REACTIONS, SUSPECT, Failure, FailureKind, Reaction
+from airflow_llm_provider.core.row_budget import MAX_IMMEDIATE, MAX_SUSPICIONS
+from airflow_llm_provider.core.row_queue import ALONE_FROM
 from airflow_llm_provider.exceptions import (
     ConfigurationError,
     EndpointDownError,
@@ -30,6 +33,8 @@ DRAINING = Failure(FailureKind.DRAINING, "cannot schedule new futures after shut
 DIED = Failure(FailureKind.ENGINE_DEAD, "EngineCore encountered an issue", 500)
 STALE = Failure(FailureKind.STALE_CONNECTION, "server disconnected")
 GARBLED = Failure(FailureKind.GARBLED, "not JSON", 200)
+BAD_GATEWAY = Failure(FailureKind.GATEWAY_LOST, "502 Bad Gateway", 502)
+TIMED_OUT = Failure(FailureKind.TIMEOUT, "504 Gateway Time-out", 504)
 BAD = Failure(FailureKind.BAD_REQUEST, "top_p must be in (0, 1]", 400)
 
 
@@ -263,43 +268,45 @@ def test_an_endpoint_that_comes_back_late_gets_its_trial() -> None:
 
 
 def test_a_row_that_fails_its_trial_lets_another_make_the_next() -> None:
-    """A gateway's 502 for one row only would hold the run for ever, were that row the trial each time."""
-    bad_gateway = Failure(FailureKind.UNREACHABLE, "502 Bad Gateway", 502)
+    """A gateway that finds no server for one row only would hold the run for ever, were it the trial each time."""
+    no_server = Failure(FailureKind.UNREACHABLE, "no healthy upstream", 503)
     world = World(
         dispatcher(limit=1, patience_s=60),
         20,
-        lambda ticket, _: (0.01, bad_gateway if ticket.request.index == 3 else None),
+        lambda ticket, _: (0.01, no_server if ticket.request.index == 3 else None),
     ).run()
     assert world.settled.keys() == set(range(20)) - {3}
 
 
-def test_a_row_that_kills_the_engine_ends_as_errored() -> None:
-    made = fed(1, limit=1)
-    now, error = 0.0, None
-    deaths = 0
-    while error is None:
-        match made.next(now):
-            case Send([ticket]):
-                error = made.failed(ticket, DIED, now)
-                deaths += 1
-            case Probe():
-                made.probed(None, now)
-            case Wait(until):
-                assert until is not None
-                now = until
-    assert deaths == MAX_SUSPICIONS
-    assert error.kind == FailureKind.ENGINE_DEAD
+@pytest.mark.parametrize("died", [DIED, BAD_GATEWAY], ids=lambda failure: str(failure.kind))
+@pytest.mark.parametrize("answer_s", [1.0, 60.0])
+def test_a_row_that_kills_the_engine_ends_as_errored(died: Failure, answer_s: float) -> None:
+    world = World(
+        dispatcher(limit=1), 2, lambda ticket, _: (answer_s, None) if ticket.request.index else (0.01, died)
+    ).run()
+    error = world.settled[0]
+    assert error is not None
+    assert (error.kind, error.http_status) == (died.kind, died.http_status)
     assert f"{MAX_SUSPICIONS} deaths" in error.message
+    assert Counter(world.sent)[0] == MAX_SUSPICIONS
 
 
+def test_a_row_that_no_other_vouches_for_waits_until_patience_ends() -> None:
+    """Nothing was ever answered: whether it is the row or the server, nobody can say."""
+    world = World(dispatcher(), 1, lambda _t, _w: (1.0, DIED)).run()
+    assert isinstance(world.stopped, EndpointDownError)
+    assert not world.settled
+
+
+@pytest.mark.parametrize("died", [DIED, BAD_GATEWAY], ids=lambda failure: str(failure.kind))
 @pytest.mark.parametrize("limit", [1, 8, 64])
 @pytest.mark.parametrize("killer", [0, 50, 199])
-def test_a_row_that_kills_the_engine_takes_no_other_row_with_it(limit: int, killer: int) -> None:
+def test_a_row_that_kills_the_engine_takes_no_other_row_with_it(limit: int, killer: int, died: Failure) -> None:
     def serve(ticket: Ticket, world: World) -> tuple[float, Failure | None]:
         if ticket.request.index != killer:
             return 1.0, None
-        world.end_all(DIED)
-        return 0.001, DIED
+        world.end_all(died)
+        return 0.001, died
 
     world = World(dispatcher(limit=limit), 200, serve, low_water=max(128, 2 * limit)).run()
     assert {index for index, error in world.settled.items() if error} == {killer}
@@ -352,3 +359,282 @@ def test_an_answer_between_failures_means_that_the_endpoint_is_well() -> None:
         else:
             made.failed(ticket, GARBLED, 0)
     assert made.circuit.state is State.UP
+
+
+OUTAGE_S = 6000.0
+
+AFTER_TRIAL = {
+    kind: {
+        Reaction.DEAD_LETTER: State.UP,  # it is read and refused: the endpoint works
+        Reaction.STOP: State.TRIAL,  # the run ends
+        Reaction.BACK_OFF: State.PAUSED,
+    }.get(reaction, State.DOWN)
+    for kind, reaction in REACTIONS.items()
+}
+
+
+@pytest.mark.parametrize(("rows", "after_s"), [(17, 6.0), (64, 6.0), (100, 30.0), (300, 61.0), (300, 0.01)])
+@pytest.mark.parametrize("kind", sorted({*kinds(Reaction.RETRY), *kinds(Reaction.HOLD), *kinds(Reaction.RETRY_NOW)}))
+def test_an_outage_costs_no_row_however_slowly_it_fails(kind: FailureKind, rows: int, after_s: float) -> None:
+    """A gateway's 504 comes after more than a trial's grace."""
+
+    def serve(_: Ticket, world: World) -> tuple[float, Failure | None]:
+        return (after_s, Failure(kind, "x")) if world.now < 1000 + OUTAGE_S else (1.0, None)
+
+    world = World(dispatcher(limit=64, patience_s=7200), rows, serve).run(steps=100_000)
+    assert world.settled == dict.fromkeys(range(rows))
+
+
+@pytest.mark.parametrize("kind", sorted({*kinds(Reaction.RETRY), *SUSPECT}))
+def test_an_outage_that_fails_slowly_ends_the_try_when_patience_does(kind: FailureKind) -> None:
+    world = World(dispatcher(limit=64), 64, lambda _t, _w: (6.0, Failure(kind, "x"))).run()
+    assert isinstance(world.stopped, EndpointDownError)
+    assert not world.settled
+
+
+@pytest.mark.parametrize("kind", kinds(Reaction.RETRY))
+@pytest.mark.parametrize("poison", [SICK_ROWS - 1, SICK_ROWS, 3 * SICK_ROWS])
+def test_rows_that_always_fail_end_when_no_others_are_left(kind: FailureKind, poison: int) -> None:
+    """As many as make an endpoint look sick: a row that was answered before shows that it is not."""
+    rows = 200
+
+    def serve(ticket: Ticket, _: World) -> tuple[float, Failure | None]:
+        return (60.0, Failure(kind, "x")) if ticket.request.index >= rows - poison else (1.0, None)
+
+    world = World(dispatcher(limit=64), rows, serve).run()
+    assert {index for index, error in world.settled.items() if error} == set(range(rows - poison, rows))
+    assert len(world.settled) == rows
+
+
+def sick(made: Dispatcher) -> float:
+    """Let every row in flight fail; returns the moment at which a trial may be sent."""
+    for ticket in sent(made.next(0)):
+        assert made.failed(ticket, TIMED_OUT, 0) is None
+    assert made.next(1.0) == Probe()
+    made.probed(None, 1.0)
+    return 1.0
+
+
+def answered_then_sick() -> tuple[Dispatcher, Ticket]:
+    """A sick endpoint that answered row 0 before, and the trial that is in flight."""
+    made = fed(SICK_ROWS + 1, limit=SICK_ROWS)
+    first, *others = sent(made.next(0))
+    assert made.answered(first, 0)
+    for ticket in [*others, *sent(made.next(0))]:
+        assert made.failed(ticket, TIMED_OUT, 0) is None
+    made.next(1.0)
+    made.probed(None, 1.0)
+    trial = sent(made.next(1.0))
+    assert trial == [first]
+    return made, trial[0]
+
+
+def test_a_sick_endpoint_is_taken_back_on_an_answer_and_not_on_a_trial_that_lives() -> None:
+    made = fed(3 * SICK_ROWS, limit=2 * SICK_ROWS)
+    now = sick(made)
+    trial = sent(made.next(now))
+    assert len(trial) == 1
+    assert made.next(now + 300.0) == Wait(None)
+    made.answered(trial[0], now + 400.0)
+    assert len(sent(made.next(now + 400.0))) == 2 * SICK_ROWS
+
+
+def test_a_sick_endpoint_is_asked_for_what_it_has_answered_before() -> None:
+    made, trial = answered_then_sick()
+    queued = made.queued
+    assert made.failed(trial, TIMED_OUT, 2.0) is None
+    assert made.circuit.state is State.DOWN
+    assert (made.queued, made.in_flight) == (queued, 0)
+    assert made.next(10.0) == Probe()
+    made.probed(None, 10.0)
+    assert sent(made.next(10.0)) == [trial]
+
+
+def test_its_second_answer_is_not_kept_and_clears_the_endpoint() -> None:
+    made, trial = answered_then_sick()
+    assert not made.answered(trial, 2.0)
+    again = sent(made.next(2.0))
+    assert len(again) == SICK_ROWS
+    for ticket in again[:-1]:
+        assert made.failed(ticket, TIMED_OUT, 3.0) is None
+    assert made.circuit.state is State.UP
+    assert max(ticket.spent for ticket in again) == 2
+
+
+@pytest.mark.parametrize(("kind", "state"), [(kind, AFTER_TRIAL[kind]) for kind in FailureKind])
+def test_what_a_row_that_was_answered_before_meets_says_nothing_about_the_row(kind: FailureKind, state: State) -> None:
+    made, trial = answered_then_sick()
+    queued = made.queued
+    for _ in range(5):
+        assert made.failed(trial, Failure(kind, "x"), 2.0) is None
+        assert made.circuit.state is state
+        assert (made.queued, made.in_flight) == (queued, 0)
+        made.in_flight += 1  # as if it had been sent once more
+    assert isinstance(made.next(2.0), Stop) is (REACTIONS[kind] is Reaction.STOP)
+
+
+@pytest.mark.parametrize("decided", ["yielded", "stale"])
+def test_where_a_trials_end_decides_nothing_another_is_sent(decided: str) -> None:
+    made = fed(3 * SICK_ROWS, limit=2 * SICK_ROWS)
+    now = sick(made)
+    (trial,) = sent(made.next(now))
+    if decided == "yielded":
+        made.yielded(trial)
+    else:
+        made.failed(trial, STALE, now)
+    assert sent(made.next(now)) == [trial]
+    assert made.next(now) == Wait(None)
+
+
+def test_a_trial_of_a_row_that_was_answered_before_may_be_yielded() -> None:
+    made, trial = answered_then_sick()
+    queued = made.queued
+    made.yielded(trial)
+    assert made.queued == queued
+    assert sent(made.next(1.0)) == [trial]
+    assert trial.attempts == 2
+
+
+def test_a_late_failure_of_a_row_that_was_answered_before_does_not_take_the_endpoint_down() -> None:
+    made, trial = answered_then_sick()
+    made.circuit.answered()
+    assert made.circuit.state is State.UP
+    assert made.failed(trial, TIMED_OUT, 2.0) is None
+    assert made.circuit.state is State.UP
+
+
+def test_the_last_words_of_a_sick_endpoint_say_how_many_rows_failed() -> None:
+    made = fed(SICK_ROWS + 1, limit=SICK_ROWS, patience_s=10)
+    now = sick(made)
+    assert made.failed(sent(made.next(now))[0], TIMED_OUT, 20.0) is None
+    command = made.next(20.0)
+    assert isinstance(command, Stop)
+    assert f"{SICK_ROWS + 1} rows failed in the meantime" in str(command.error)
+
+
+def test_nothing_is_sent_during_a_hold_and_what_is_in_flight_may_end() -> None:
+    made = fed(3, limit=2)
+    answered, failed = sent(made.next(0))
+    made.hold()
+    assert made.held
+    assert made.next(0) == Wait(None)
+    made.answered(answered, 1.0)
+    assert made.failed(failed, GARBLED, 1.0) is None
+    assert made.next(100.0) == Wait(None)
+    assert (made.in_flight, made.queued) == (0, 2)
+    made.release(limit=2, closes_s=None)
+    assert not made.held
+    assert indices(sent(made.next(100.0))) == [2, 1]
+
+
+def test_no_probe_is_sent_during_a_hold() -> None:
+    made = fed(1)
+    made.failed(sent(made.next(0))[0], DRAINING, 0)
+    made.hold()
+    assert made.next(100.0) == Wait(None)
+    made.release(limit=1, closes_s=None)
+    assert made.next(100.0) == Probe()
+
+
+def test_after_a_hold_the_endpoint_is_asked_before_the_try_gives_up() -> None:
+    made = fed(1, patience_s=10)
+    made.failed(sent(made.next(0))[0], DRAINING, 0)
+    made.hold()
+    assert made.next(1000.0) == Wait(None)
+    made.release(limit=1, closes_s=None)
+    assert made.next(1000.0) == Probe()
+    made.probed(DRAINING, 1000.0)
+    assert isinstance(made.next(1000.0), Stop)
+
+
+def test_a_reason_to_stop_is_said_during_a_hold() -> None:
+    made = fed(1)
+    made.hold()
+    reason = RunStoppedError("stopped")
+    made.stop(reason)
+    assert made.next(0) == Stop(reason)
+
+
+def test_a_release_says_how_many_rows_may_be_in_flight() -> None:
+    made = fed(9, limit=1)
+    made.release(limit=3, closes_s=None)
+    flying = sent(made.next(0))
+    assert len(flying) == 3
+    made.release(limit=1, closes_s=None)
+    made.answered(flying[0], 1.0)
+    made.answered(flying[1], 1.0)
+    assert made.next(1.0) == Wait(None)
+    made.answered(flying[2], 1.0)
+    assert len(sent(made.next(1.0))) == 1
+
+
+def test_a_row_is_sent_if_it_should_end_before_the_close() -> None:
+    made = fed(4, limit=1)
+    made.release(limit=1, closes_s=100.0)
+    assert made.fits(100.0 - UNMEASURED_S)
+    assert not made.fits(100.1 - UNMEASURED_S)
+    (ticket,) = sent(made.next(100.0 - UNMEASURED_S))
+    made.answered(ticket, 80.0)  # after 10 s, so that 12.5 s are allowed for
+    assert made.fits(87.5)
+    assert made.next(87.6) == Wait(None)
+    assert len(sent(made.next(87.5))) == 1
+    made.release(limit=1, closes_s=None)
+    assert made.fits(1e9)
+
+
+def test_a_trial_waits_for_a_close_too_and_a_probe_does_not() -> None:
+    made = fed(2, limit=1)
+    made.release(limit=1, closes_s=31.0)
+    made.failed(sent(made.next(0))[0], DRAINING, 0)
+    assert made.next(2.0) == Probe()
+    made.probed(None, 2.0)
+    assert made.next(2.0) == Wait(None)
+    made.release(limit=1, closes_s=None)
+    assert len(sent(made.next(2.0))) == 1
+
+
+def test_a_back_off_goes_on_while_no_row_fits() -> None:
+    made = fed(1)
+    made.failed(sent(made.next(0))[0], GARBLED, 0)
+    made.release(limit=1, closes_s=10.0)
+    assert made.next(0) == Wait(1.0)
+    assert made.next(1.0) == Wait(None)
+    made.release(limit=1, closes_s=None)
+    assert len(sent(made.next(1.0))) == 1
+
+
+def test_a_row_that_yielded_goes_first_and_has_spent_nothing() -> None:
+    made = fed(4, limit=2, max_attempts=1)
+    first, second = sent(made.next(0))
+    made.answered(first, 1.0)
+    made.hold()
+    made.yielded(second)
+    assert (made.in_flight, made.queued) == (0, 3)
+    assert (second.sends, second.attempts, second.spent) == (1, 0, 0)
+    made.release(limit=2, closes_s=None)
+    assert indices(sent(made.next(2.0))) == [1, 2]
+    assert (second.sends, second.attempts) == (2, 1)
+    assert made.durations.predicted_s() == 1.25, "how long a row needs is not learnt from one that was given up"
+
+
+def test_a_row_that_goes_alone_does_so_after_it_yielded_too() -> None:
+    made = fed(3, limit=3)
+    flying = sent(made.next(0))
+    for ticket in flying[:2]:
+        ticket.suspicions = ALONE_FROM
+    for ticket in flying:
+        made.yielded(ticket)
+    assert indices(sent(made.next(0))) in ([0, 2], [1, 2])
+
+
+def test_a_trial_that_yielded_is_made_again() -> None:
+    made = fed(2, limit=1)
+    made.failed(sent(made.next(0))[0], DRAINING, 0)
+    made.next(1.0)
+    made.probed(None, 1.0)
+    (trial,) = sent(made.next(1.0))
+    made.hold()
+    made.yielded(trial)
+    made.release(limit=1, closes_s=None)
+    assert sent(made.next(500.0)) == [trial]
+    assert made.circuit.state is State.TRIAL

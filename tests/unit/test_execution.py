@@ -116,6 +116,20 @@ def test_the_last_rows_are_all_bad(stub: StubVLLM, tmp_path: Path, store: RunSto
     assert [letter["source"]["line"] for letter in letters] == list(range(6, 14))
 
 
+def test_where_only_rows_that_time_out_are_left_the_run_ends(
+    stub: StubVLLM, tmp_path: Path, store: RunStore, folder: Path
+) -> None:
+    """The endpoint looks sick and is not, as it shows with a row that it has answered before: twice, but kept once."""
+    bad = {f"text {number}" for number in range(10, 40)}
+    stub.behaviour.fault = lambda request, _: (
+        Fault.gateway(504) if any(text in json.dumps(request) for text in bad) else None
+    )
+    job = job_of(stub, write_rows(tmp_path / "rows.jsonl", texts(40)), max_in_flight=40, max_attempts=1)
+    assert run(job, store)["counts"] == {"total": 40, "succeeded": 10, "errored": 30}
+    assert [line["index"] for line in part_lines(folder)] == list(range(40))
+    assert stub.received > 40
+
+
 @pytest.mark.parametrize("chunk_rows", [1, 4])
 def test_a_bad_first_row_is_one_bad_row(stub: StubVLLM, tmp_path: Path, store: RunStore, chunk_rows: int) -> None:
     job = job_of(stub, write_rows(tmp_path / "rows.jsonl", [b"{no", *texts(5)]), chunk_rows=chunk_rows)

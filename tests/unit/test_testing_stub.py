@@ -83,7 +83,7 @@ FAULTS = [
     (Fault.rate_limited(7), FailureKind.BUSY),
     (Fault.engine_dead(), FailureKind.ENGINE_DEAD),
     (Fault.bad_request(), FailureKind.BAD_REQUEST),
-    (Fault.gateway(502), FailureKind.UNREACHABLE),
+    (Fault.gateway(502), FailureKind.GATEWAY_LOST),
     (Fault.answer(500, "boom", content_type="text/plain"), FailureKind.SERVER_ERROR),
     (Fault(kind=FaultKind.ABORT), FailureKind.DRAINING),
     (Fault(kind=FaultKind.STREAM_ERROR), FailureKind.ENGINE_DEAD),

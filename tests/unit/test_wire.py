@@ -136,7 +136,8 @@ CASES = [
         "text/html",
     ),
     Case("rate limit", 429, {"error": {"message": "slow down", "code": "429"}}, FailureKind.BUSY, "slow down"),
-    Case("bad gateway", 502, NGINX % b"502 Bad Gateway", FailureKind.UNREACHABLE, "502 Bad Gateway", "text/html"),
+    Case("bad gateway", 502, NGINX % b"502 Bad Gateway", FailureKind.GATEWAY_LOST, "502 Bad Gateway", "text/html"),
+    *[Case(f"cloudflare {status}", status, b"", FailureKind.GATEWAY_LOST, str(status)) for status in (521, 522, 523)],
     Case(
         "html, untitled",
         503,
@@ -154,6 +155,17 @@ CASES = [
         "termination",
         "text/plain",
     ),
+    *[
+        Case(
+            f"{words} to upstream",
+            503,
+            f"upstream connect error or disconnect/reset before headers. reset reason: {words}".encode(),
+            FailureKind.GATEWAY_LOST,
+            words,
+            "text/plain",
+        )
+        for words in ("connection failure", "remote connection failure")
+    ],
     Case("conflict", 409, b"", FailureKind.SERVER_ERROR, "409"),
     Case("unknown 5xx", 599, b"oops", FailureKind.SERVER_ERROR, "oops"),
     Case("redirect", 307, b"", FailureKind.ROUTE_NOT_FOUND, "redirects to"),
