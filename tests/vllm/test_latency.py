@@ -1,0 +1,169 @@
+"""Source (b) on a real vLLM that batch of ours saturates while a few people chat: it is not blinded by it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from itertools import count
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from conftest import API_KEY, RealVLLM
+
+from airflow_llm_provider.core.objective import Health, judge, parse_objectives
+from airflow_llm_provider.core.own_requests import OwnRequests
+from airflow_llm_provider.core.request import Completion
+from airflow_llm_provider.endpoint.client import EndpointClient
+from airflow_llm_provider.endpoint.latency import latency_source
+from airflow_llm_provider.endpoint.settings import EndpointSettings, LatencySettings, Source
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractContextManager
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+log = logging.getLogger(__name__)
+
+CHAT = "/v1/chat/completions"
+SLOTS = 8
+QUEUE = 24 * SLOTS  # of ours in flight: one of them waits 24 rows long for its turn, and a person for one to end
+PERIOD_S = 8.0
+THRESHOLD_S = 2.5  # a bound of vLLM's buckets
+OBJECTIVES = parse_objectives("ttft p95 < 2.5 s")
+FLAGS = (
+    *("--served-model-name", "tiny", "--max-num-seqs", str(SLOTS)),
+    *("--scheduling-policy", "priority", "--enable-per-request-metrics"),
+)
+
+
+def settings_of(server: RealVLLM) -> EndpointSettings:
+    latency = LatencySettings(
+        objectives=OBJECTIVES, source=Source.VLLM, only_batch_client=True, sampling_period_s=PERIOD_S
+    )
+    return EndpointSettings(base_urls=(server.url,), api_key=API_KEY, model="tiny", latency=latency)
+
+
+def body(tokens: int, priority: int, **fields: Any) -> bytes:
+    message = {"role": "user", "content": "Say something about the sea"}
+    return orjson.dumps(
+        {
+            "model": "tiny",
+            "messages": [message],
+            "max_tokens": tokens,
+            "ignore_eos": True,
+            "priority": priority,
+            **fields,
+        }
+    )
+
+
+@asynccontextmanager
+async def batch(client: EndpointClient, own: OwnRequests, in_flight: int) -> AsyncIterator[list[float]]:
+    """So many rows in flight, noted as the runner notes them; yields their times to the first token."""
+    loop, numbers = asyncio.get_running_loop(), count()
+    ttfts_s: list[float] = []
+
+    async def work() -> None:
+        while True:
+            number = next(numbers)
+            row = body(200 + 17 * (number % 8), 100)  # of several lengths, so that they do not end all at once
+            own.started(number, loop.time())
+            answer = None
+            try:
+                answer = await client.send(CHAT, row, request_id=f"row-{in_flight}-{number}")
+            finally:
+                if isinstance(answer, Completion):
+                    ttfts_s.append(answer.ttft_s or 0.0)
+                    own.ended(number, loop.time(), ttft_s=answer.ttft_s, generation_s=answer.generation_s)
+                else:
+                    own.abandoned(number, loop.time())
+
+    workers = [asyncio.create_task(work()) for _ in range(in_flight)]
+    try:
+        yield ttfts_s
+        assert not any(worker.done() for worker in workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+
+@asynccontextmanager
+async def people(client: EndpointClient, seen_s: list[float]) -> AsyncIterator[None]:
+    """One question every 0.4 s; `seen_s` gets the times to the first token that they see."""
+    loop = asyncio.get_running_loop()
+    asked: set[asyncio.Task[None]] = set()
+    question = body(8, 0, stream=True)
+
+    async def ask(number: int) -> None:
+        began_s = loop.time()
+        tokens_s: list[float] = []
+        await client.stream(
+            CHAT, question, request_id=f"chat-{number}", wait_s=60, arrived=lambda _: tokens_s.append(loop.time())
+        )
+        seen_s.append(tokens_s[0] - began_s)
+
+    async def keep_asking() -> None:
+        for number in count():
+            task = asyncio.create_task(ask(number))
+            asked.add(task)
+            task.add_done_callback(asked.discard)
+            await asyncio.sleep(0.4)
+
+    asking = asyncio.create_task(keep_asking())
+    try:
+        yield
+    finally:
+        for task in (asking, *asked):
+            task.cancel()
+        await asyncio.gather(asking, *asked, return_exceptions=True)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(120):
+        while not condition():  # noqa: ASYNC110 - the other side is a process
+            await asyncio.sleep(0.05)
+
+
+def p95(values: list[float]) -> float:
+    return sorted(values)[ceil(0.95 * len(values)) - 1]
+
+
+@pytest.fixture
+def server(start: Callable[..., AbstractContextManager[RealVLLM]]) -> Iterator[RealVLLM]:
+    with start(*FLAGS) as started:
+        yield started
+
+
+async def test_batch_of_ours_does_not_blind_it(server: RealVLLM) -> None:
+    settings = settings_of(server)
+    own, seen_s = OwnRequests(), []
+    async with (
+        EndpointClient(settings, base_url=server.url) as client,
+        latency_source(settings, own) as less_ours,
+        latency_source(settings) as plain,
+        people(client, seen_s),
+    ):
+        async with batch(client, own, QUEUE) as ttfts_s:
+            await until(lambda: ttfts_s and ttfts_s[-1] > 1.5 * THRESHOLD_S)  # the queue is full of ours
+            seen_s.clear()
+            ours, everybody = (judge(OBJECTIVES, r) for r in await asyncio.gather(less_ours.read(), plain.read()))
+            log.info("%s in flight; people saw p95 = %.3f s of %s", QUEUE, p95(seen_s), len(seen_s))
+            log.info("less ours: %s: %s", ours.health, ours.reason)
+            log.info("the plain histogram: %s: %s", everybody.health, everybody.reason)
+        assert p95(seen_s) < THRESHOLD_S, "people were not well: this machine is too busy for this test"
+        assert everybody.health is Health.VIOLATED
+        assert ours.health is not Health.VIOLATED
+
+        async with batch(client, own, SLOTS - 1):
+            await asyncio.sleep(PERIOD_S)  # what queued is gone from the period
+            seen_s.clear()
+            (reading,) = (await less_ours.read()).values()
+            verdict = judge(OBJECTIVES, {OBJECTIVES[0]: reading})
+            log.info("%s in flight; people saw p95 = %.3f s of %s", SLOTS - 1, p95(seen_s), len(seen_s))
+            log.info("less ours: %s: %s", verdict.health, verdict.reason)
+        assert verdict.health is Health.HEALTHY, "with a slot left free, the bounds are sharp"
