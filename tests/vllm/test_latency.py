@@ -6,7 +6,7 @@ import asyncio
 import logging
 from contextlib import asynccontextmanager
 from itertools import count
-from math import ceil
+from math import ceil, inf
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -32,6 +32,7 @@ CHAT = "/v1/chat/completions"
 SLOTS = 8
 QUEUE = 24 * SLOTS  # of ours in flight: one of them waits 24 rows long for its turn, and a person for one to end
 PERIOD_S = 8.0
+ATTEMPTS = 6
 THRESHOLD_S = 2.5  # a bound of vLLM's buckets
 OBJECTIVES = parse_objectives("ttft p95 < 2.5 s")
 FLAGS = (
@@ -93,9 +94,10 @@ async def batch(client: EndpointClient, own: OwnRequests, in_flight: int) -> Asy
 
 
 @asynccontextmanager
-async def people(client: EndpointClient, seen_s: list[float]) -> AsyncIterator[None]:
-    """One question every 0.4 s; `seen_s` gets the times to the first token that they see."""
+async def people(client: EndpointClient) -> AsyncIterator[list[tuple[float, float]]]:
+    """One question every 0.4 s; yields when each was asked, and the time to the first token that was seen."""
     loop = asyncio.get_running_loop()
+    seen: list[tuple[float, float]] = []
     asked: set[asyncio.Task[None]] = set()
     question = body(8, 0, stream=True)
 
@@ -105,7 +107,8 @@ async def people(client: EndpointClient, seen_s: list[float]) -> AsyncIterator[N
         await client.stream(
             CHAT, question, request_id=f"chat-{number}", wait_s=60, arrived=lambda _: tokens_s.append(loop.time())
         )
-        seen_s.append(tokens_s[0] - began_s)
+        if tokens_s:
+            seen.append((began_s, tokens_s[0] - began_s))
 
     async def keep_asking() -> None:
         for number in count():
@@ -116,7 +119,7 @@ async def people(client: EndpointClient, seen_s: list[float]) -> AsyncIterator[N
 
     asking = asyncio.create_task(keep_asking())
     try:
-        yield
+        yield seen
     finally:
         for task in (asking, *asked):
             task.cancel()
@@ -129,8 +132,10 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.05)
 
 
-def p95(values: list[float]) -> float:
-    return sorted(values)[ceil(0.95 * len(values)) - 1]
+def p95(seen: list[tuple[float, float]], since_s: float) -> float:
+    values = sorted(ttft_s for asked_s, ttft_s in seen if asked_s >= since_s)
+    log.info("people saw %s", " ".join(f"{value:.3f}" for value in values))
+    return values[ceil(0.95 * len(values)) - 1] if values else inf
 
 
 @pytest.fixture
@@ -141,29 +146,35 @@ def server(start: Callable[..., AbstractContextManager[RealVLLM]]) -> Iterator[R
 
 async def test_batch_of_ours_does_not_blind_it(server: RealVLLM) -> None:
     settings = settings_of(server)
-    own, seen_s = OwnRequests(), []
+    own, loop = OwnRequests(), asyncio.get_running_loop()
     async with (
         EndpointClient(settings, base_url=server.url) as client,
         latency_source(settings, own) as less_ours,
         latency_source(settings) as plain,
-        people(client, seen_s),
+        people(client) as seen,
     ):
         async with batch(client, own, QUEUE) as ttfts_s:
             await until(lambda: ttfts_s and ttfts_s[-1] > 1.5 * THRESHOLD_S)  # the queue is full of ours
-            seen_s.clear()
-            ours, everybody = (judge(OBJECTIVES, r) for r in await asyncio.gather(less_ours.read(), plain.read()))
-            log.info("%s in flight; people saw p95 = %.3f s of %s", QUEUE, p95(seen_s), len(seen_s))
-            log.info("less ours: %s: %s", ours.health, ours.reason)
-            log.info("the plain histogram: %s: %s", everybody.health, everybody.reason)
-        assert p95(seen_s) < THRESHOLD_S, "people were not well: this machine is too busy for this test"
+            for _ in range(ATTEMPTS):  # a machine that is busy with something else makes people wait, too
+                began_s = loop.time()
+                await asyncio.sleep(PERIOD_S / 2)
+                ours, everybody = (judge(OBJECTIVES, r) for r in await asyncio.gather(less_ours.read(), plain.read()))
+                people_p95_s = p95(seen, began_s)
+                log.info("%s in flight; people's p95 was %.3f s", QUEUE, people_p95_s)
+                log.info("less ours: %s: %s", ours.health, ours.reason)
+                log.info("the plain histogram: %s: %s", everybody.health, everybody.reason)
+                if people_p95_s < THRESHOLD_S:
+                    break
+            else:
+                pytest.fail("people were not well: this machine is too busy for this test")
         assert everybody.health is Health.VIOLATED
         assert ours.health is not Health.VIOLATED
 
         async with batch(client, own, SLOTS - 1):
             await asyncio.sleep(PERIOD_S)  # what queued is gone from the period
-            seen_s.clear()
+            began_s = loop.time()
             (reading,) = (await less_ours.read()).values()
             verdict = judge(OBJECTIVES, {OBJECTIVES[0]: reading})
-            log.info("%s in flight; people saw p95 = %.3f s of %s", SLOTS - 1, p95(seen_s), len(seen_s))
+            log.info("%s in flight; people's p95 was %.3f s", SLOTS - 1, p95(seen, began_s))
             log.info("less ours: %s: %s", verdict.health, verdict.reason)
         assert verdict.health is Health.HEALTHY, "with a slot left free, the bounds are sharp"
