@@ -18,15 +18,15 @@ from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.batch.ending import finish, judge
 from airflow_llm_provider.batch.gate import await_release
 from airflow_llm_provider.batch.loop import run_apart
-from airflow_llm_provider.batch.preflight import identify
+from airflow_llm_provider.batch.preflight import identify, what_serves
 from airflow_llm_provider.batch.prepare import Preparer
-from airflow_llm_provider.batch.runner import check_swap
+from airflow_llm_provider.batch.server import check_swap
 from airflow_llm_provider.batch.work import work_off
 from airflow_llm_provider.core.identity import canonical, differences, fingerprint
 from airflow_llm_provider.core.ledger import Ledger
 from airflow_llm_provider.core.prompt import RequestTemplate
 from airflow_llm_provider.core.request import BadRow
-from airflow_llm_provider.endpoint.identity import ServedModel, resolve_model
+from airflow_llm_provider.endpoint.identity import ServedModel
 from airflow_llm_provider.exceptions import (
     ConfigurationError,
     RunStoppedError,
@@ -230,22 +230,7 @@ class _JobRun:
     def _ask_endpoint(self, wanted: str | None) -> dict[str, Any]:
         """What serves the model, in the form that ``run.json`` keeps."""
         self._check_stop()
-        identity = run_apart(identify(self._job.endpoint, self._stop), self._stop)
-        served = resolve_model(identity, wanted)
-        log.info(
-            "The endpoint %s serves %s (root %s, version %s%s)",
-            self._job.endpoint.base_urls[0],
-            served.id,
-            served.root or "not told",
-            identity.version or "not told",
-            "" if identity.is_vllm else "; it does not answer as vLLM",
-        )
-        return {
-            "model": served.id,
-            "root": served.root,
-            "version": identity.version,
-            "is_vllm": identity.is_vllm,
-        }
+        return what_serves(run_apart(identify(self._job.endpoint, self._stop), self._stop), wanted)
 
     def _check_stop(self) -> None:
         if self._stop.reason is not None:

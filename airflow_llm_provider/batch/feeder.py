@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from airflow_llm_provider.core.dispatch import Dispatcher
     from airflow_llm_provider.core.ledger import Ledger
     from airflow_llm_provider.core.request import RowRequest
+    from airflow_llm_provider.core.spread import Spread
     from airflow_llm_provider.storage.journal import Journal
     from airflow_llm_provider.storage.source import Source, SourceRow
 
@@ -38,7 +39,7 @@ class Feeder:
         ledger: says which chunks are pending.
         journal: says which rows of a chunk an earlier try settled.
         recorder: takes the rows that cannot become requests.
-        dispatcher: takes the requests.
+        dispatcher: takes the requests; a `Spread`, or one dispatcher.
         fed: called when something new may be sent.
     """
 
@@ -51,7 +52,7 @@ class Feeder:
         ledger: Ledger,
         journal: Journal,
         recorder: Recorder,
-        dispatcher: Dispatcher,
+        dispatcher: Spread | Dispatcher,
         fed: Callable[[], None],
     ) -> None:
         self._source = source

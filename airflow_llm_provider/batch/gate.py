@@ -57,7 +57,7 @@ class RunHeld(Exception):  # noqa: N818 - no error: the run waits
 
 
 class Held(Protocol):
-    """What the gate does to the runner."""
+    """What the gate does to the runner, for one server."""
 
     def hold(self, *, yields: bool) -> None:
         """Send nothing more."""
@@ -67,21 +67,26 @@ class Held(Protocol):
         """Send."""
         ...
 
-    def end(self, error: BaseException | None) -> None:
-        """End the try."""
+    def stay(self) -> None:
+        """Wait in place."""
+        ...
+
+    def end(self, error: BaseException) -> None:
+        """End the try; with `RunHeld`, once every server is on hold."""
         ...
 
 
 class Gate:
-    """Holds and releases one try.
+    """Holds and releases one server of a try.
 
     Args:
         terms: what was agreed on.
         switch: the connection's hold switch, as last read.
-        watch: real-time's standing; None where no objective is obeyed.
+        watch: real-time's standing there; None where no objective is obeyed.
         runner: obeys.
-        dispatcher: says what is in flight, and what still fits.
+        dispatcher: says what is in flight there, and what still fits.
         ledger: says what has settled.
+        name: the server's, for the log; empty where there is only one.
         remaining_s: estimates the time the rest takes; None where nobody knows.
         now: the wall clock.
     """
@@ -96,6 +101,7 @@ class Gate:
         dispatcher: Dispatcher,
         ledger: Ledger,
         remaining_s: Callable[[], float | None],
+        name: str = "",
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._terms = terms
@@ -105,6 +111,7 @@ class Gate:
         self._dispatcher = dispatcher
         self._ledger = ledger
         self._remaining_s = remaining_s
+        self._name = name
         self._now = now
         self.held: Hold | None = None
         """What holds the run just now; None while it is released."""
@@ -172,6 +179,8 @@ class Gate:
         self._runner.hold(yields=hold.yields)
         if self._dispatcher.in_flight == 0 and self._is_long(hold, now):
             self._leave(hold)
+        else:
+            self._runner.stay()
 
     def _is_long(self, hold: Hold, now: datetime) -> bool:
         if hold.cause is Cause.LOOKING or self._held_since is None:
@@ -203,7 +212,7 @@ class Gate:
         """Log what is new: not each second, and not because a figure in the reason changed."""
         if about != self._said:
             self._said = about
-            log.info(text)
+            log.info(f"{self._name}: {text}" if self._name else text)
 
 
 async def await_release(

@@ -72,7 +72,8 @@ class Recorder:
         closed = False
         while not closed:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), self._flush_interval_s)
+                async with asyncio.timeout(self._flush_interval_s):  # Python 3.11's wait_for may swallow a cancellation
+                    await self._due.wait()
             closed = self._closed  # as it was before the flush: what settles during one waits for the next
             await self._flush()
 

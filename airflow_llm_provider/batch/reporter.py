@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -18,9 +18,11 @@ from airflow_llm_provider.exceptions import StorageError
 from airflow_llm_provider.storage import layout
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow_llm_provider.batch.gate import Gate
-    from airflow_llm_provider.core.dispatch import Dispatcher
     from airflow_llm_provider.core.ledger import Ledger
+    from airflow_llm_provider.core.spread import Spread
     from airflow_llm_provider.storage.store import RunStore
 
 log = logging.getLogger(__name__)
@@ -35,17 +37,19 @@ class Reporter:
     Args:
         store: where ``progress.json`` lies.
         ledger: what is done.
-        dispatcher: what is in flight, and why nothing is.
+        spread: what is in flight, and why nothing is.
+        urls: the servers', in `spread`'s order.
     """
 
-    def __init__(self, store: RunStore, ledger: Ledger, dispatcher: Dispatcher) -> None:
+    def __init__(self, store: RunStore, ledger: Ledger, spread: Spread, urls: Sequence[str]) -> None:
         self._store = store
         self._ledger = ledger
-        self._dispatcher = dispatcher
+        self._spread = spread
+        self._urls = urls
         self._meter = PaceMeter()
-        self._state = State.UP
+        self._states = [State.UP] * len(urls)
         self._eta_s: float | None = None
-        self.gate: Gate | None = None
+        self.gates: Sequence[Gate] = ()
 
     def remaining_s(self) -> float | None:
         """How long the rest takes at the pace of late; None while nobody knows."""
@@ -59,9 +63,9 @@ class Reporter:
             now = loop.time()
             pace = self._pace(now)
             await self._write(pace, now)
-            self._log_state(now)
+            self._log_states(now)
             if now >= next_log:
-                log.info("%s, %d in flight", pace, self._dispatcher.in_flight)
+                log.info("%s, %d in flight", pace, self._spread.in_flight)
                 next_log = now + LOG_INTERVAL_S
             await asyncio.sleep(PROGRESS_INTERVAL_S)
 
@@ -84,23 +88,33 @@ class Reporter:
             self._eta_s = pace.eta_s
         return pace
 
-    def _log_state(self, now: float) -> None:
-        """Say once that the endpoint went away, and once that it is back."""
-        circuit = self._dispatcher.circuit
-        if circuit.state is State.UP and self._state is not State.UP:
-            log.info("The endpoint answers again")
-        elif circuit.state is not State.UP and circuit.state is not self._state:
-            log.warning("Nothing is sent just now; the endpoint is %s", circuit.describe(now))
-        self._state = circuit.state
+    def _log_states(self, now: float) -> None:
+        """Say once that a server went away, and once that it is back."""
+        for number, dispatcher in enumerate(self._spread.dispatchers):
+            circuit, before = dispatcher.circuit, self._states[number]
+            if circuit.state is State.UP and before is not State.UP:
+                log.info("%s answers again", self._urls[number])
+            elif circuit.state is not State.UP and circuit.state is not before:
+                log.warning("Nothing is sent to %s just now; it is %s", self._urls[number], circuit.describe(now))
+            self._states[number] = circuit.state
 
-    def _hold_reason(self, now: float) -> str | None:
-        if self.gate is not None and self.gate.held is not None:
-            return self.gate.held.reason
-        circuit = self._dispatcher.circuit
-        return None if circuit.state is State.UP else circuit.describe(now)
+    def _server(self, number: int, now: float) -> dict[str, Any]:
+        dispatcher = self._spread.dispatchers[number]
+        held = self.gates[number].held if self.gates else None
+        state = dispatcher.circuit.state
+        reason = None if state is State.UP else dispatcher.circuit.describe(now)
+        return {
+            "base_url": self._urls[number],
+            "in_flight": dispatcher.in_flight,
+            "limit": dispatcher.limit,
+            "endpoint": state,
+            "hold_reason": held.reason if held is not None else reason,
+        }
 
     async def _write(self, pace: Pace, now: float) -> None:
-        totals, circuit = self._ledger.totals, self._dispatcher.circuit
+        totals = self._ledger.totals
+        servers = [self._server(number, now) for number in range(len(self._urls))]
+        best = next((each for each in servers if each["hold_reason"] is None), servers[0])
         progress = {
             "format_version": layout.FORMAT_VERSION,
             "updated_at": utc_now().isoformat(),
@@ -112,11 +126,12 @@ class Reporter:
             "rows_per_s": round(pace.rows_per_s, 2),
             "tokens_per_s": round(pace.tokens_per_s, 1),
             "eta_s": None if pace.eta_s is None else round(pace.eta_s, 1),
-            "row_s": round(self._dispatcher.durations.predicted_s(), 3),
-            "in_flight": self._dispatcher.in_flight,
-            "limit": self._dispatcher.limit,
-            "endpoint": circuit.state,
-            "hold_reason": self._hold_reason(now),
+            "row_s": round(self._spread.predicted_s, 3),
+            "in_flight": self._spread.in_flight,
+            "limit": self._spread.limit,
+            "endpoint": best["endpoint"],
+            "hold_reason": best["hold_reason"],
+            "servers": servers,
         }
         data = orjson.dumps(progress, option=orjson.OPT_APPEND_NEWLINE)
         try:

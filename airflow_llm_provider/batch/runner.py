@@ -1,7 +1,7 @@
-"""The runner: one event loop that carries out the dispatcher's commands and settles what comes of them.
+"""The runner: one event loop that works off a run's rows and settles what comes of them.
 
-Owns the end of a try. Does not decide what is sent when (`core.dispatch`), whether anything may be (`gate`), what a
-failure means (`core.retry`), or when anything is written (`recorder`).
+Owns the end of a try. Does not decide what is sent when (`core.dispatch`, `core.spread`), whether anything may be
+(`gate`), what a failure means (`core.retry`), or when anything is written (`recorder`), and does not send (`server`).
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from airflow_llm_provider.batch.flights import Flights, Yielded, cancel
-from airflow_llm_provider.core.commands import Probe, Send, Stop, Wait
+from airflow_llm_provider.batch.flights import Yielded, cancel
+from airflow_llm_provider.batch.gate import RunHeld
+from airflow_llm_provider.batch.server import Server
+from airflow_llm_provider.core.commands import Stop
 from airflow_llm_provider.core.retry import Failure
-from airflow_llm_provider.endpoint.identity import resolve_model
-from airflow_llm_provider.exceptions import LLMBatchError, RunStoppedError, StaleRunError, TooManyErrorsError
+from airflow_llm_provider.exceptions import RunStoppedError, TooManyErrorsError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -21,62 +22,65 @@ if TYPE_CHECKING:
     from airflow_llm_provider.batch.feeder import Feeder
     from airflow_llm_provider.batch.recorder import Recorder
     from airflow_llm_provider.batch.stop import StopSwitch
-    from airflow_llm_provider.core.dispatch import Dispatcher
     from airflow_llm_provider.core.ledger import Ledger
     from airflow_llm_provider.core.own_requests import OwnRequests
     from airflow_llm_provider.core.request import Completion
     from airflow_llm_provider.core.row_queue import Ticket
+    from airflow_llm_provider.core.spread import Spread
     from airflow_llm_provider.core.tolerance import Tolerance
     from airflow_llm_provider.endpoint.client import EndpointClient
     from airflow_llm_provider.endpoint.identity import ServedModel
-
-IDENTITY_INTERVAL_S = 15.0
-"""How often the server is asked whether it is there and still serves the same model under the name."""
-
-SECOND_LOOK_S = 5.0
-"""How soon it is asked again after it refused a connection."""
 
 
 class Runner:
     """Works off a run's pending rows.
 
     Args:
-        client: sends; already entered.
-        dispatcher: decides.
+        clients: one for each server, already entered, with who takes notes of its requests (see `Flights`).
+        spread: decides; with as many dispatchers.
         recorder: keeps.
         ledger: counts.
         tolerance: when too many rows have errored.
         served: the model that must stay behind its name.
         request_prefix: begins every ``X-Request-Id``, so that a server's log tells runs and tries apart.
-        own: takes notes of each request; see `Flights`.
     """
 
     def __init__(
         self,
         *,
-        client: EndpointClient,
-        dispatcher: Dispatcher,
+        clients: Sequence[tuple[EndpointClient, OwnRequests | None]],
+        spread: Spread,
         recorder: Recorder,
         ledger: Ledger,
         tolerance: Tolerance,
         served: ServedModel,
         request_prefix: str,
-        own: OwnRequests | None = None,
     ) -> None:
-        self._client = client
-        self._dispatcher = dispatcher
+        self._spread = spread
         self._recorder = recorder
         self._ledger = ledger
         self._tolerance = tolerance
-        self._served = served
         self._loop = asyncio.get_running_loop()
-        self._flights = Flights(client, request_prefix, landed=self._landed, broken=self.end, own=own)
+        self._servers = [
+            Server(
+                number,
+                client=client,
+                spread=spread,
+                served=served,
+                request_prefix=request_prefix,
+                own=own,
+                landed=self._landed,
+                pump=self.pump,
+                end=self.end,
+            )
+            for number, (client, own) in enumerate(clients)
+        ]
+        self.leases = [Lease(self, server) for server in self._servers]
+        self._leaving: dict[int, RunHeld] = {}
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._probes: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._feeder: Feeder | None = None
         self._errored_seen = 0
-        self._answers = 0
 
     async def run(self, feeder: Feeder, stop: StopSwitch, companions: Sequence[Callable[[], Awaitable[None]]]) -> None:
         """Run to the end, or until an error or `stop` ends the try; what has settled is flushed either way.
@@ -88,11 +92,13 @@ class Runner:
 
         Raises:
             LLMBatchError: why the try ended before the run did.
+            RunHeld: no server may be sent anything for a while.
         """
         self._feeder = feeder
         stop.attach(self._loop, self._stopped)
         recording = asyncio.create_task(self._recorder.run())
-        helpers = [asyncio.ensure_future(each()) for each in (feeder.run, self._watch_identity, *companions)]
+        watching = [server.watch_identity for server in self._servers]
+        helpers = [asyncio.ensure_future(each()) for each in (feeder.run, *watching, *companions)]
         for helper in (recording, *helpers):
             helper.add_done_callback(self._helper_ended)
         try:
@@ -101,95 +107,63 @@ class Runner:
             stop.detach()
             if self._timer is not None:
                 self._timer.cancel()
-            await cancel([*helpers, *self._probes])
-            await self._flights.close()
+            await cancel(helpers)
+            await asyncio.gather(*(server.close() for server in self._servers))
             self._recorder.close()
             await recording
         if not self._ledger.finished:
             raise AssertionError("the run ended with rows that have no outcome")
 
     def pump(self) -> None:
-        """Carry out what the dispatcher decides, until it says to wait."""
+        """Have every server do what there is to do, the least loaded first."""
         if self._ended.done():
             return
         self._check_tolerance()
-        while True:
-            match self._dispatcher.next(self._loop.time()):
-                case Send(tickets):
-                    self._flights.start(tickets)
-                case Probe():
-                    task = self._loop.create_task(self._probe())
-                    self._probes.add(task)
-                    task.add_done_callback(self._probe_ended)
-                case Stop(error):
-                    self.end(error)
-                    return
-                case Wait(until):
-                    self._wake_at(until)
-                    break
+        waits = []
+        for number in self._spread.order():
+            command = self._servers[number].carry_out()
+            if isinstance(command, Stop):
+                self.end(command.error)
+                return
+            waits.append(command.until)
+        self._wake_at(min((until for until in waits if until is not None), default=None))
         if self._feeder is not None:
             self._feeder.wake_if_low()
-            if self._feeder.exhausted and not self._dispatcher.queued and not self._dispatcher.in_flight:
+            if self._feeder.exhausted and not self._spread.queued and not self._spread.in_flight:
                 self.end(None)
 
-    def hold(self, *, yields: bool) -> None:
-        """Send nothing more; with `yields`, also give up what is in flight. The rows go again later."""
-        self._dispatcher.hold()
-        if yields:
-            self._flights.give_up(Yielded())
+    def leave(self, number: int, held: RunHeld) -> None:
+        """A server may be sent nothing for a while. Where that is so for all of them, the worker is given back."""
+        self._leaving[number] = held
+        now = self._loop.time()
+        if all(each.number in self._leaving or each.dispatcher.lost(now) for each in self._servers):
+            self.end(soonest(list(self._leaving.values())))
 
-    def release(self, *, limit: int, closes_s: float | None) -> None:
-        """Send again; see `Dispatcher.release`."""
-        self._dispatcher.release(limit=limit, closes_s=closes_s)
-        self.pump()
+    def stay(self, number: int) -> None:
+        """A server may be sent requests, or may be soon."""
+        self._leaving.pop(number, None)
 
-    def _landed(self, ticket: Ticket, ending: Completion | Failure | Yielded) -> None:
+    def end(self, error: BaseException | None) -> None:
+        """End the try, with `error` or, None, because there is nothing left to do; the first end stands."""
+        if self._ended.done():
+            return
+        if error is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(error)
+
+    def _landed(self, server: Server, ticket: Ticket, ending: Completion | Failure | Yielded) -> None:
         now = self._loop.time()
         match ending:
             case Yielded():
-                self._dispatcher.yielded(ticket)
+                server.dispatcher.yielded(ticket)
             case Failure() as failure:
-                if (error := self._dispatcher.failed(ticket, failure, now)) is not None:
+                if (error := server.dispatcher.failed(ticket, failure, now)) is not None:
                     self._recorder.errored(ticket.request, error, ticket.attempts)
             case completion:
-                self._answers += 1
-                if self._dispatcher.answered(ticket, now):
+                if server.dispatcher.answered(ticket, now):
                     self._recorder.succeeded(ticket.request, completion, ticket.attempts)
         self.pump()
-
-    async def _probe(self) -> None:
-        self._dispatcher.probed(await self._identify(), self._loop.time())
-
-    async def _identify(self) -> Failure | None:
-        """Ask the server who it is; ends the run where it serves another model now."""
-        identity = await self._client.identify()
-        if isinstance(identity, Failure):
-            return identity
-        try:
-            check_swap(resolve_model(identity, self._served.id), self._served)
-        except LLMBatchError as error:
-            self._dispatcher.stop(error)
-            self.pump()
-        return None
-
-    async def _watch_identity(self) -> None:
-        """Look at the server from time to time: for a swapped model, and for a stop that it never completes.
-
-        A vLLM told to stop may close its port, answer nothing more, and wait for its connections to close, while we
-        wait for its answers. Refused twice with no answer in between, the requests in flight are given up. A name that
-        does not resolve, or a gateway's 502, says nothing about the requests that have reached the server.
-        """
-        refused_at: int | None = None  # answers counted when a connection was first refused
-        while True:
-            await asyncio.sleep(IDENTITY_INTERVAL_S if refused_at is None else SECOND_LOOK_S)
-            failure = await self._identify()  # other failures show in the requests soon enough
-            if failure is None or not failure.refused:
-                refused_at = None
-            elif refused_at == self._answers:
-                self._flights.give_up(failure)
-                refused_at = None
-            else:
-                refused_at = self._answers
 
     def _check_tolerance(self) -> None:
         totals = self._ledger.totals
@@ -197,7 +171,7 @@ class Runner:
             return
         self._errored_seen = totals.errored
         if self._tolerance.hopeless(errored=totals.errored, done=totals.done, rows=self._ledger.plan.total_rows):
-            self._dispatcher.stop(
+            self._spread.stop(
                 TooManyErrorsError(
                     f"Stopped early: {totals.errored:,} of the first {totals.done:,} rows errored, more than "
                     f"max_error_rate={self._tolerance.max_error_rate:g} bears; the last: {self._recorder.last_error}. "
@@ -205,11 +179,6 @@ class Runner:
                     "mended, remove the run's folder and clear the task with rerun=True"
                 )
             )
-
-    def _probe_ended(self, task: asyncio.Task[None]) -> None:
-        self._probes.discard(task)
-        self._helper_ended(task)
-        self.pump()
 
     def _helper_ended(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -226,24 +195,44 @@ class Runner:
         if until is not None:
             self._timer = self._loop.call_at(until, self.pump)
 
-    def end(self, error: BaseException | None) -> None:
-        """End the try, with `error` or, None, because there is nothing left to do; the first end stands."""
-        if self._ended.done():
-            return
-        if error is None:
-            self._ended.set_result(None)
-        else:
-            self._ended.set_exception(error)
 
+class Lease:
+    """What a server's gate does to the run: `gate.Held`.
 
-def check_swap(now: ServedModel, then: ServedModel) -> None:
-    """Stop where another model answers under the same name.
-
-    Raises:
-        StaleRunError: when the roots differ; a server that names none is believed.
+    Args:
+        runner: the run.
+        server: the server.
     """
-    if now.root is not None and then.root is not None and now.root != then.root:
-        raise StaleRunError(
-            f"The model was swapped under the name {now.id!r}: this run began with {then.root}, and {now.root} is "
-            "served now. Serve the first one again, or set on_stale='restart' to begin this run anew"
-        )
+
+    def __init__(self, runner: Runner, server: Server) -> None:
+        self._runner = runner
+        self._server = server
+
+    def hold(self, *, yields: bool) -> None:
+        """Send it nothing more; with `yields`, also give up what is in flight there. The rows go again somewhere."""
+        self._server.dispatcher.hold()
+        if yields:
+            self._server.give_up(Yielded())
+        self._runner.pump()  # another server may take them
+
+    def release(self, *, limit: int, closes_s: float | None) -> None:
+        """Send to it again; see `Dispatcher.release`."""
+        self._runner.stay(self._server.number)
+        self._server.dispatcher.release(limit=limit, closes_s=closes_s)
+        self._runner.pump()
+
+    def stay(self) -> None:
+        """Wait in place."""
+        self._runner.stay(self._server.number)
+
+    def end(self, error: BaseException) -> None:
+        """End the try, or, on a hold, this server's part in it."""
+        if isinstance(error, RunHeld):
+            self._runner.leave(self._server.number, error)
+        else:
+            self._runner.end(error)
+
+
+def soonest(held: Sequence[RunHeld]) -> RunHeld:
+    """The hold that may be over first: one without a known end may be at any moment."""
+    return min(held, key=lambda each: each.hold.until.timestamp() if each.hold.until is not None else 0.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.batch.clock import utc_now
@@ -34,6 +35,7 @@ class LatencyWatch:
     Args:
         settings: the objectives, where latency is read, and how long healthy is long enough.
         endpoint: whose latency it is.
+        base_url: of several servers, the one.
         own: notes of our own requests, which some sources leave out; None where there are none.
         recovering: real-time was not well a moment ago, so being well must last before it counts.
     """
@@ -43,11 +45,13 @@ class LatencyWatch:
         settings: LatencySettings,
         endpoint: EndpointSettings,
         *,
+        base_url: str | None = None,
         own: OwnRequests | None = None,
         recovering: bool = False,
     ) -> None:
         self.settings = settings
         self._endpoint = endpoint
+        self._base_url = base_url or endpoint.base_urls[0]
         self._own = own
         self._track = HealthTrack(settings.healthy_for_s)
         if recovering:
@@ -69,12 +73,13 @@ class LatencyWatch:
             return self._observe(await source.read())
 
     async def _source(self) -> LatencySource:
-        return await asyncio.to_thread(latency_source, self._endpoint, self._own)  # may read a CA bundle
+        make = partial(latency_source, self._endpoint, self._own, base_url=self._base_url)
+        return await asyncio.to_thread(make)  # it may read a CA bundle
 
     def _observe(self, readings: Mapping[Objective, Reading]) -> Standing:
         before = self.standing
         self.standing = self._track.observe(judge(self.settings.objectives, readings), now=utc_now())
         if before is None or before.health is not self.standing.health:
             level = logging.INFO if self.standing.health is Health.HEALTHY else logging.WARNING
-            log.log(level, "Real-time is %s: %s", self.standing.health, self.standing.reason)
+            log.log(level, "Real-time on %s is %s: %s", self._base_url, self.standing.health, self.standing.reason)
         return self.standing

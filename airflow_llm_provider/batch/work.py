@@ -6,6 +6,7 @@ Owns the wiring and the back-offs. Does not decide what run this is (`execution`
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.batch.backoff import exponential
@@ -21,6 +22,8 @@ from airflow_llm_provider.core.dispatch import Dispatcher
 from airflow_llm_provider.core.drain import RowDurations
 from airflow_llm_provider.core.own_requests import OwnRequests
 from airflow_llm_provider.core.prompt import RequestTemplate
+from airflow_llm_provider.core.row_queue import RowQueue
+from airflow_llm_provider.core.spread import Spread
 from airflow_llm_provider.endpoint.client import EndpointClient
 from airflow_llm_provider.endpoint.identity import ServedModel
 
@@ -52,29 +55,26 @@ async def work_off(
         RunHeld: the run may not go on for a while; the same.
     """
     model = document.served["model"]
-    dispatcher = Dispatcher(
-        limit=job.terms.limit,
-        max_attempts=job.max_attempts,
-        wait_s=exponential(first_s=1, max_s=60),
-        circuit=Circuit(wait_s=exponential(first_s=0.5, max_s=30), patience_s=job.outage_patience_s),
-    )
-    latency = job.endpoint.latency if job.terms.gated else None
-    own = OwnRequests() if latency else None
-    watch = LatencyWatch(latency, job.endpoint, own=own) if latency else None
-    dispatcher.durations = RowDurations(await asyncio.to_thread(earlier_row_s, store))
-    dispatcher.hold()  # until the gate says otherwise
+    urls = job.endpoint.base_urls
+    spread = _spread(job, row_s=await asyncio.to_thread(earlier_row_s, store))
     recorder = Recorder(ledger, journal, parts, flush_rows=job.flush_rows, flush_interval_s=job.flush_interval_s)
-    reporter = Reporter(store, ledger, dispatcher)
-    async with EndpointClient(job.endpoint, base_url=job.endpoint.base_urls[0]) as client:
+    reporter = Reporter(store, ledger, spread, urls)
+    latency = job.endpoint.latency if job.terms.gated else None
+    owns = [OwnRequests() if latency else None for _ in urls]
+    watches = [
+        LatencyWatch(latency, job.endpoint, base_url=url, own=own) if latency else None
+        for url, own in zip(urls, owns, strict=True)
+    ]
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(EndpointClient(job.endpoint, base_url=url)) for url in urls]
         runner = Runner(
-            client=client,
-            dispatcher=dispatcher,
+            clients=list(zip(clients, owns, strict=True)),
+            spread=spread,
             recorder=recorder,
             ledger=ledger,
             tolerance=job.tolerance,
             served=ServedModel(model, document.served["root"], None),
             request_prefix=f"{document.fingerprint}-{try_token}",
-            own=own,
         )
         feeder = Feeder(
             source=job.source,
@@ -83,21 +83,44 @@ async def work_off(
             ledger=ledger,
             journal=journal,
             recorder=recorder,
-            dispatcher=dispatcher,
+            dispatcher=spread,
             fed=runner.pump,
         )
-        gate = Gate(
-            job.terms,
-            switch=job.switch,
-            watch=watch,
-            runner=runner,
-            dispatcher=dispatcher,
-            ledger=ledger,
-            remaining_s=reporter.remaining_s,
-        )
-        reporter.gate = gate
-        companions = [reporter.run, gate.run, job.switch.run, *([watch.run] if watch else [])]
+        gates = [
+            Gate(
+                job.terms,
+                switch=job.switch,
+                watch=watch,
+                runner=lease,
+                dispatcher=dispatcher,
+                ledger=ledger,
+                remaining_s=reporter.remaining_s,
+                name=url if len(urls) > 1 else "",
+            )
+            for url, watch, lease, dispatcher in zip(urls, watches, runner.leases, spread.dispatchers, strict=True)
+        ]
+        reporter.gates = gates
+        watching = [watch.run for watch in watches if watch is not None]
         try:
-            await runner.run(feeder, stop, companions)
+            await runner.run(feeder, stop, [reporter.run, job.switch.run, *(gate.run for gate in gates), *watching])
         finally:
             await reporter.finish()
+
+
+def _spread(job: BatchJob, *, row_s: float | None) -> Spread:
+    """A dispatcher for each server, all of them on hold until their gates say otherwise."""
+    queue = RowQueue()
+    dispatchers = [
+        Dispatcher(
+            limit=job.terms.limit_here,
+            max_attempts=job.max_attempts,
+            wait_s=exponential(first_s=1, max_s=60),
+            circuit=Circuit(wait_s=exponential(first_s=0.5, max_s=30), patience_s=job.outage_patience_s),
+            queue=queue,
+        )
+        for _ in job.endpoint.base_urls
+    ]
+    for dispatcher in dispatchers:
+        dispatcher.durations = RowDurations(row_s)
+        dispatcher.hold()
+    return Spread(dispatchers, queue, limit=job.terms.limit)

@@ -42,10 +42,19 @@ class Dispatcher:
         limit: requests in flight at most, 1 or more; `release` changes it.
         max_attempts: how often a row may fail by itself before it errors.
         wait_s: seconds before the n-th retry of a row, n from 1.
-        circuit: the endpoint's breaker.
+        circuit: the server's breaker.
+        queue: the rows that wait; several dispatchers, one for each server, may share one.
     """
 
-    def __init__(self, *, limit: int, max_attempts: int, wait_s: Callable[[int], float], circuit: Circuit) -> None:
+    def __init__(
+        self,
+        *,
+        limit: int,
+        max_attempts: int,
+        wait_s: Callable[[int], float],
+        circuit: Circuit,
+        queue: RowQueue | None = None,
+    ) -> None:
         if limit < 1 or max_attempts < 1:
             raise ConfigurationError(f"max_in_flight ({limit}) and max_attempts ({max_attempts}) must be 1 or more")
         self.limit = limit
@@ -53,10 +62,12 @@ class Dispatcher:
         self.circuit = circuit
         self.durations = RowDurations()
         self.held = False
+        self.share: int | None = None
+        """Requests in flight at most, as the run's limit is spread just now; None: all of `limit`."""
         self._closes_s: float | None = None
         self._max_attempts = max_attempts
         self._wait_s = wait_s
-        self._queue = RowQueue()
+        self._queue = RowQueue() if queue is None else queue
         self._stop: LLMBatchError | None = None
         self._failing: set[int] = set()  # rows that failed since the last answer
         self._witness: Ticket | None = None  # answered last; None while it is in flight again, too
@@ -83,17 +94,26 @@ class Dispatcher:
         """Whether a row sent at `now` should end before the window closes."""
         return self._closes_s is None or now + self.durations.predicted_s() <= self._closes_s
 
-    def next(self, now: float) -> Command:
-        """What to do at `now`. Tickets it hands out count as in flight from here on."""
+    def lost(self, now: float) -> bool:
+        """Whether the server has gone without an answer for longer than the patience."""
+        return not self.held and not self._patient(self.circuit.look(now)) and self.circuit.impatient(now)
+
+    def next(self, now: float, *, may_give_up: bool = True) -> Command:
+        """What to do at `now`. Tickets it hands out count as in flight from here on.
+
+        Args:
+            now: monotonic seconds.
+            may_give_up: whether a server that is `lost` ends the try; not while another one works.
+        """
         if self._stop is not None:
             return Stop(self._stop)
         if self.held:
             return Wait(None)
         state = self.circuit.look(now)
-        if not self._patient(state) and self.circuit.impatient(now):
+        if may_give_up and not self._patient(state) and self.circuit.impatient(now):
             return Stop(self._gave_up())
         if state is State.DOWN or state is State.PAUSED:
-            deadline = None if self._patient(state) else self.circuit.deadline
+            deadline = None if not may_give_up or self._patient(state) else self.circuit.deadline
             return Wait(self._earliest(self.circuit.until, deadline))
         if state is State.PROBING:
             if self.circuit.asked:
@@ -174,7 +194,8 @@ class Dispatcher:
     def _send(self, now: float, state: State) -> Send | Wait:
         """Send what the limit has room for and the window has time for; on trial, one row and no other."""
         due_s = self._queue.due_s(now)
-        room = self.limit - self.in_flight if self.fits(now) else 0
+        most = self.limit if self.share is None else min(self.limit, self.share)
+        room = most - self.in_flight if self.fits(now) else 0
         if tickets := self._try(room, now) if state is State.TRIAL else self._queue.take(room):
             self.in_flight += len(tickets)
             for ticket in tickets:

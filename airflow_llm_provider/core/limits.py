@@ -16,18 +16,20 @@ def limit_in_force(
     ceiling: int | None,
     slots: int | None,
     headroom: int,
+    servers: int = 1,
     pool_in_flight: int | None,
     default: tuple[int, str],
 ) -> Effective[int]:
-    """``min(asked, ceiling, slots - headroom, pool_in_flight)`` of those that are said, and which of them it is.
+    """``min(asked, ceiling, servers × (slots - headroom), pool_in_flight)`` of those that are said, and which it is.
 
     Args:
         asked: the DAG's; None where it leaves it to the others.
         connection: the connection's id, for words.
         ceiling: the connection's.
-        slots: sequences that the server runs at once.
-        headroom: how many of them stay free for real-time. With 0 the GPUs are batch's own: more than `slots` may then
-            be asked for, and wait in the server.
+        slots: sequences that a server runs at once.
+        servers: how many servers there are.
+        headroom: how many sequences of each stay free for real-time. With 0 the GPUs are batch's own: more than `slots`
+            may then be asked for, and wait in the server.
         pool_in_flight: the task's pool slots times the requests that one stands for.
         default: where neither DAG nor connection nor pool says, with who set it.
 
@@ -43,7 +45,8 @@ def limit_in_force(
         )
     ceilings = [(ceiling, f"{by} (max_in_flight)")]
     if left is not None and (headroom or asked is None):
-        ceilings.append((left, f"{by} (slots {slots} less headroom {headroom})" if headroom else f"{by} (slots)"))
+        each = f"slots {slots} less headroom {headroom}" if headroom else "slots"
+        ceilings.append((servers * left, f"{by} ({each})" if servers == 1 else f"{by} ({servers} servers, {each})"))
     allowed = [(value, who) for value, who in ceilings if value is not None]
     for value, who in allowed:
         if asked is not None and asked > value:

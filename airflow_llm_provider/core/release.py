@@ -46,10 +46,10 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """Batch may run.
+    """Batch may run, on the server whose standing was asked for.
 
     Attributes:
-        limit: requests in flight at most.
+        limit: requests in flight there at most.
         until: when that ends, UTC; None while no window bounds it. Whatever is in flight then is yielded.
         reason: for the log.
     """
@@ -81,8 +81,8 @@ class Terms:
     """What the DAG asked for and the platform allows, for one run.
 
     Attributes:
-        limit: requests in flight at most.
-        limit_binds: which of the limits that is, for the log.
+        limit: requests in flight at most, over all servers.
+        limit_each: the same for each server; None: only `limit` counts.
         windows: when batch may run; None: always.
         deadline: when the results are wanted; None: whenever.
         deadline_opens: whether the deadline may open the window early.
@@ -93,7 +93,7 @@ class Terms:
     """
 
     limit: int
-    limit_binds: str = ""
+    limit_each: int | None = None
     windows: Windows | None = None
     deadline: datetime | None = None
     deadline_opens: bool = False
@@ -101,6 +101,11 @@ class Terms:
     on_unknown: Literal["hold", "cap"] = "hold"
     unknown_limit: int = 1
     unknown_grace_s: float = 30.0
+
+    @property
+    def limit_here(self) -> int:
+        """Requests in flight at most on one server."""
+        return self.limit if self.limit_each is None else min(self.limit, self.limit_each)
 
 
 def decide(
@@ -137,7 +142,7 @@ def decide(
         elif opening is None:
             return _closed(now, terms.windows)
     if not terms.gated:
-        return Release(limit=terms.limit, until=until, reason=f"{why}; no objective is set")
+        return Release(limit=terms.limit_here, until=until, reason=f"{why}; no objective is set")
     return _by_health(now, terms, standing, running=running, until=until, why=why)
 
 
@@ -181,7 +186,7 @@ def _by_health(
         case Health.AT_RISK if running:
             return release
         case Health.UNKNOWN if terms.on_unknown == "cap":
-            limit = min(terms.limit, terms.unknown_limit)
+            limit = min(terms.limit_here, terms.unknown_limit)
             reason = f"{why}; real-time latency is unknown, so at most {limit} in flight: {standing.reason}"
             return Release(limit=limit, until=until, reason=reason)
         case Health.UNKNOWN:

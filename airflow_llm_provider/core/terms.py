@@ -129,7 +129,7 @@ class Agreement:
     values: tuple[Effective[Any], ...]
 
 
-def agree(asked: Asked, promise: Promise, *, connection: str, now: datetime) -> Agreement:
+def agree(asked: Asked, promise: Promise, *, connection: str, now: datetime, servers: int = 1) -> Agreement:
     """What holds, of what was asked and what was promised.
 
     Args:
@@ -137,6 +137,7 @@ def agree(asked: Asked, promise: Promise, *, connection: str, now: datetime) -> 
         promise: the platform's.
         connection: the id of the connection that carries the promise, for words.
         now: aware; windows are compared from here on.
+        servers: how many servers the connection names.
 
     Raises:
         ConfigurationError: the DAG asks for more than the connection allows, a word is unknown, or a text unreadable.
@@ -154,13 +155,14 @@ def agree(asked: Asked, promise: Promise, *, connection: str, now: datetime) -> 
         ceiling=promise.max_in_flight,
         slots=promise.slots,
         headroom=headroom.value,
+        servers=servers,
         pool_in_flight=asked.pool_in_flight,
         default=(asked.default_in_flight, asked.default_set_by),
     )
     gated = policy.gated and promise.objective is not None and "objective" in asked.gates
     terms = Terms(
         limit=limit.value,
-        limit_binds=limit.set_by,
+        limit_each=None if promise.slots is None or not headroom.value else promise.slots - headroom.value,
         windows=windows.value if "window" in asked.gates else None,
         deadline=deadline,
         deadline_opens=policy.deadline_opens and promise.early_for_deadline,

@@ -91,15 +91,19 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
         map_index=-1 if ti.map_index is None else ti.map_index,
     )
     endpoint = VLLMHook(operator.vllm_conn_id).get_settings()
-    agreement = agree(asked_by(operator), endpoint.promise, connection=operator.vllm_conn_id, now=utc_now())
+    agreement = agree(
+        asked_by(operator),
+        endpoint.promise,
+        connection=operator.vllm_conn_id,
+        now=utc_now(),
+        servers=len(endpoint.base_urls),
+    )
     source = source_of(operator.source)
     base = first_set("results_base", [configured("results_base", str)], f"file://{AIRFLOW_HOME}/llm_batch")
     uri = result_uri(operator.result_path, base=base.value, identity=identity)
     values = {each.name: each for each in _effective(operator, endpoint, agreement, source, (uri, base.set_by))}
     lines = "\n".join(map(str, values.values()))
     log.info("LLM batch for %s, try %d. In force:\n%s", identity, ti.try_number, lines)
-    if len(endpoint.base_urls) > 1:
-        log.warning("The connection names several base URLs; only the first, %s, is used", endpoint.base_urls[0])
     if values["objective"].value is None:
         log.info("No objective is obeyed: real-time's latency is not looked at")
     job = BatchJob(
@@ -144,7 +148,7 @@ def _effective(
 
     return [
         from_dag("vllm_conn_id", operator.vllm_conn_id, VLLMHook.default_conn_name),
-        Effective("base_url", endpoint.base_urls[0], connection),
+        Effective("base_url", ", ".join(endpoint.base_urls), connection),
         first_set("model", [(operator.model, "DAG"), (endpoint.model, connection)], None),
         Effective("source", str(source), "DAG"),
         from_dag("prompt", operator.prompt, None),

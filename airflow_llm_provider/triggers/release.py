@@ -22,8 +22,9 @@ from airflow_llm_provider.core.terms import Asked, Promise, agree
 from airflow_llm_provider.exceptions import NoRetryError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
+    from airflow_llm_provider.core.release import Terms
     from airflow_llm_provider.endpoint.settings import EndpointSettings, LatencySettings
 
 POLL_S = 5.0
@@ -66,8 +67,8 @@ class ReleaseTrigger(BaseTrigger):
         self.recovering = recovering
         self.unknown_since = unknown_since
         self.alerted = alerted
-        self._watch: LatencyWatch | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._watches: dict[str, LatencyWatch] = {}
+        self._watching: list[asyncio.Task[None]] = []
         self._said: object = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -114,18 +115,24 @@ class ReleaseTrigger(BaseTrigger):
                 f"The connection {self.vllm_conn_id!r} can't be read, so nothing is released: {error}", about=str(error)
             )
             return None
-        decision = decide(
+        urls = settings.base_urls if settings else ("",)
+        decisions = [self._decide(agreement.terms, settings, url, now) for url in urls]
+        released = next((each for each in decisions if isinstance(each, Release)), None)
+        if released is not None:  # one server that may be sent requests is enough to go on
+            self.log.info("Released: %s", released.reason)
+            return {"event": "released", "reason": released.reason}
+        return self._waiting([each for each in decisions if isinstance(each, Hold)], settings, now)
+
+    def _decide(self, terms: Terms, settings: EndpointSettings | None, url: str, now: datetime) -> Release | Hold:
+        watch = self._watches.get(url)
+        return decide(
             now,
-            agreement.terms,
+            terms,
             switch=settings.promise.hold if settings else None,
-            standing=self._watch.standing if self._watch else None,
+            standing=watch.standing if watch else None,
             running=False,
             remaining_s=self.remaining_s,
         )
-        if isinstance(decision, Release):
-            self.log.info("Released: %s", decision.reason)
-            return {"event": "released", "reason": decision.reason}
-        return self._waiting(decision, settings, now)
 
     async def _settings(self) -> EndpointSettings | None:
         if self.vllm_conn_id is None:
@@ -134,40 +141,52 @@ class ReleaseTrigger(BaseTrigger):
 
         return await VLLMHook(self.vllm_conn_id).aget_settings()
 
-    def _waiting(self, hold: Hold, settings: EndpointSettings | None, now: datetime) -> dict[str, Any] | None:
+    def _waiting(
+        self, holds: Sequence[Hold], settings: EndpointSettings | None, now: datetime
+    ) -> dict[str, Any] | None:
+        """The event to fire though nothing is released; `holds` has one for each server."""
+        hold = holds[0]
         until = f"; looking again at {hold.until:%Y-%m-%d %H:%M:%S} UTC at the latest" if hold.until else ""
-        self._say(f"Waiting: {hold.reason}{until}", about=(hold.cause, hold.until))
+        reasons = "; ".join(dict.fromkeys(each.reason for each in holds))
+        self._say(f"Waiting: {reasons}{until}", about=[(each.cause, each.until) for each in holds])
         if hold.cause in (Cause.SWITCH, Cause.WINDOW) or settings is None or settings.latency is None:
             self._stop_watching()
             if hold.cause is Cause.WINDOW and hold.until is None:
                 return {"event": "error", "reason": f"Batch can never run: {hold.reason}"}
             return None
         self._keep_watching(settings, settings.latency)
-        if hold.cause is not Cause.UNKNOWN:
-            if hold.cause is not Cause.LOOKING:
+        causes = {each.cause for each in holds}
+        if causes != {Cause.UNKNOWN}:
+            if Cause.LOOKING not in causes:
                 self.unknown_since = None
             return None
         since = datetime.fromisoformat(self.unknown_since) if self.unknown_since else now
         self.unknown_since = since.isoformat()
         if self.alerted or now - since < timedelta(seconds=settings.latency.unknown_alert_s):
             return None
-        return {"event": "unknown", "since": self.unknown_since, "reason": hold.reason}
+        return {"event": "unknown", "since": self.unknown_since, "reason": reasons}
 
     def _keep_watching(self, settings: EndpointSettings, latency: LatencySettings) -> None:
-        """Watch real-time's latency; anew where the connection says something else of it than before."""
-        if self._watch is not None and self._watch.settings == latency and self._watching is not None:
-            if not self._watching.done():
-                return
-            if not self._watching.cancelled() and (error := self._watching.exception()) is not None:
-                self.log.error("Looking at real-time's latency failed and begins anew: %r", error)
+        """Watch real-time's latency on every server; anew where the connection says something else than before."""
+        same = self._watches.keys() == set(settings.base_urls) and all(
+            watch.settings == latency for watch in self._watches.values()
+        )
+        for task in self._watching:
+            if task.done() and not task.cancelled():
+                self.log.error("Looking at real-time's latency failed and begins anew: %r", task.exception())
+                same = False
+        if same and self._watches:
+            return
         self._stop_watching()
-        self._watch = LatencyWatch(latency, settings, recovering=self.recovering)
-        self._watching = asyncio.create_task(self._watch.run())
+        self._watches = {
+            url: LatencyWatch(latency, settings, base_url=url, recovering=self.recovering) for url in settings.base_urls
+        }
+        self._watching = [asyncio.create_task(watch.run()) for watch in self._watches.values()]
 
     def _stop_watching(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-        self._watch = self._watching = None
+        for task in self._watching:
+            task.cancel()
+        self._watches, self._watching = {}, []
 
     def _say(self, text: str, *, about: object) -> None:
         if about != self._said:

@@ -61,6 +61,9 @@ class World:
     def release(self, *, limit: int, closes_s: float | None) -> None:
         self.said.append((limit, closes_s))
 
+    def stay(self) -> None:
+        """Nothing to do: there is one server."""
+
     def end(self, error: BaseException | None) -> None:
         self.ended.append(error)
 

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 from batch_fakes import job_of, part_lines, texts, write_rows
 
-from airflow_llm_provider.batch import runner
+from airflow_llm_provider.batch import server as server_module
 from airflow_llm_provider.batch.execution import run_job
 from airflow_llm_provider.batch.stop import StopSwitch
 from airflow_llm_provider.storage.store import RunStore
@@ -73,8 +73,8 @@ class HalfStopped:
 
 
 def test_requests_that_nobody_will_answer_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "IDENTITY_INTERVAL_S", 0.05)
-    monkeypatch.setattr(runner, "SECOND_LOOK_S", 0.02)
+    monkeypatch.setattr(server_module, "IDENTITY_INTERVAL_S", 0.05)
+    monkeypatch.setattr(server_module, "SECOND_LOOK_S", 0.02)
     server = HalfStopped()
     source = write_rows(tmp_path / "rows.jsonl", texts(20))
     job = job_of(f"http://127.0.0.1:{server.port}", source, max_in_flight=IN_FLIGHT)
@@ -116,8 +116,8 @@ def test_requests_are_not_given_up_because_a_gateway_lost_sight_of_the_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, page: str
 ) -> None:
     """Only a port that is closed tells of a server that takes nothing any more."""
-    monkeypatch.setattr(runner, "IDENTITY_INTERVAL_S", 0.02)
-    monkeypatch.setattr(runner, "SECOND_LOOK_S", 0.02)
+    monkeypatch.setattr(server_module, "IDENTITY_INTERVAL_S", 0.02)
+    monkeypatch.setattr(server_module, "SECOND_LOOK_S", 0.02)
     stub = StubVLLM(model="stub", delay_s=1.0)
     stub._handler = handler = LostFromSight(stub.behaviour, status, page)
     with stub:

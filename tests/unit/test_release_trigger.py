@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -136,8 +137,8 @@ class TestLatency:
             made: list[Any] = []  # noqa: RUF012 - a new class for each test
             says: Health | None = None
 
-            def __init__(self, settings: Any, _endpoint: Any, *, recovering: bool) -> None:
-                self.settings, self.recovering = settings, recovering
+            def __init__(self, settings: Any, _endpoint: Any, *, base_url: str, recovering: bool) -> None:
+                self.settings, self.recovering, self.base_url = settings, recovering, base_url
                 self.running = False
                 Watch.made.append(self)
 
@@ -178,6 +179,20 @@ class TestLatency:
         await asyncio.sleep(0)
         assert made.recovering
         assert not made.running, "it goes on looking after the trigger is done"
+
+    async def test_one_server_that_is_well_is_enough(self, world: World, watch: Any) -> None:
+        urls = ("http://gpu1:8000", "http://gpu2:8000")
+        world.settings = lambda _: replace(self.settings(), base_urls=urls)
+
+        class OneWell(watch):  # type: ignore[misc,valid-type]
+            @property
+            def standing(self) -> Standing:
+                health = Health.HEALTHY if self.base_url == urls[1] else Health.VIOLATED
+                return Standing(health=health, reason="x", since=NOON, recovered=True, unknown_since=None)
+
+        module.LatencyWatch = OneWell  # type: ignore[misc,assignment] # the fixture puts it back
+        assert (await fired(trigger_of()))["event"] == "released"
+        assert [made.base_url for made in watch.made] == list(urls)
 
     async def test_says_when_nobody_knows_for_too_long(self, world: World, watch: Any) -> None:
         watch.says = Health.UNKNOWN
