@@ -64,7 +64,7 @@ class Flights:
             task = loop.create_task(self._client.send(request.path, request.body, request_id=request_id))
             self._tickets[task] = ticket
             if self._own is not None:
-                self._own.started(task, loop.time())
+                self._own.started(task, loop.time(), sequences=request.sequences)
             task.add_done_callback(self._ended)
 
     def give_up(self, ending: Failure | Yielded) -> None:

@@ -43,7 +43,7 @@ class Preparer:
             label = _label(fields, label)
             path, body = self._template.build(fields)
             body = self._prioritised(_streaming(body))
-            return RowRequest(row.index, label, path, orjson.dumps(body), row.position)
+            return RowRequest(row.index, label, path, orjson.dumps(body), row.position, _sequences(body))
         except (RowRejectedError, TypeError) as error:  # TypeError: a value that JSON cannot say
             message = f"{row.position}: {error}".encode("utf-8", "replace").decode()  # may quote half a surrogate pair
             return BadRow(row.index, label, row.position, message, _raw(row.raw))
@@ -92,6 +92,14 @@ def _streaming(body: dict[str, Any]) -> dict[str, Any]:
     if body.get("stream") is not True or "stream_options" in body:
         return body
     return {**body, "stream_options": {"include_usage": True}}
+
+
+def _sequences(body: Mapping[str, Any]) -> int:
+    """How many answers `body` asks for; what the server will refuse anyway counts as one."""
+    prompts = body.get("prompt")
+    many = len(prompts) if isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list) else 1
+    n = body.get("n")
+    return many * n if isinstance(n, int) and n > 0 else many
 
 
 def _raw(raw: bytes | Mapping[str, Any]) -> str:

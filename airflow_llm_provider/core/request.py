@@ -44,6 +44,7 @@ class RowRequest:
         path: route below the server's root, such as ``/v1/chat/completions``.
         body: the JSON body, encoded.
         position: where the row stands in the source.
+        sequences: answers it asks for, each of which the server runs and counts by itself (``n``, several prompts).
     """
 
     index: int
@@ -51,6 +52,7 @@ class RowRequest:
     path: str
     body: bytes
     position: Position
+    sequences: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,3 +94,40 @@ def test_a_streamed_answer_is_asked_for_its_usage(body: dict[str, Any], sent: An
     request = prepare({"url": "/v1/completions", "body": {"prompt": "x", **body}}, prompt=None)
     assert isinstance(request, RowRequest)
     assert json.loads(request.body).get("stream_options") == sent
+
+
+@pytest.mark.parametrize(
+    ("body", "sequences"),
+    [
+        ({"messages": []}, 1),
+        ({"messages": [], "n": 3}, 3),
+        ({"prompt": "one"}, 1),
+        ({"prompt": ["one", "two"], "n": 2}, 4),
+        ({"prompt": [1, 2, 3]}, 1),  # one prompt, in token ids
+        ({"prompt": [[1, 2], [3]]}, 2),
+        ({"messages": [], "n": "many"}, 1),
+    ],
+)
+def test_how_many_answers_a_request_asks_for(body: Any, sequences: int) -> None:
+    url = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+    request = prepare(json.dumps({"body": body, "url": url}).encode(), prompt=None)
+    assert isinstance(request, RowRequest)
+    assert request.sequences == sequences
+
+
+@pytest.mark.parametrize(("own", "sent"), [(None, 100), (100, 100), (150, 150)])
+def test_the_runs_priority_is_sent_and_a_line_may_ask_for_a_later_one(own: int | None, sent: int) -> None:
+    body = {"messages": []} | ({} if own is None else {"priority": own})
+    line = json.dumps({"body": body, "url": "/v1/chat/completions"}).encode()
+    preparer = Preparer(RequestTemplate(RequestSpec(), model="m"), priority=100)
+    request = preparer.prepare(SourceRow(7, WHERE, line))
+    assert isinstance(request, RowRequest)
+    assert json.loads(request.body)["priority"] == sent
+
+
+@pytest.mark.parametrize("own", [99, "1", 100.5])
+def test_an_earlier_priority_is_a_bad_row(own: Any) -> None:
+    line = json.dumps({"body": {"messages": [], "priority": own}, "url": "/v1/chat/completions"}).encode()
+    bad = Preparer(RequestTemplate(RequestSpec(), model="m"), priority=100).prepare(SourceRow(7, WHERE, line))
+    assert isinstance(bad, BadRow)
+    assert "priority" in bad.message
