@@ -29,7 +29,7 @@ class Spread:
     Args:
         dispatchers: one for each server, over `queue`.
         queue: the rows that wait.
-        limit: requests in flight at most, over all servers.
+        limit: requests in flight at most, over all servers; a single dispatcher's own is not larger.
     """
 
     def __init__(self, dispatchers: Sequence[Dispatcher], queue: RowQueue, *, limit: int) -> None:
@@ -68,6 +68,8 @@ class Spread:
     def next(self, number: int, now: float) -> Command:
         """What to do with one server at `now`."""
         dispatcher = self.dispatchers[number]
+        if len(self.dispatchers) == 1:  # asked twice for each row: nothing to share, and nobody else to go on
+            return dispatcher.next(now)
         dispatcher.share = self._share(dispatcher)
         return dispatcher.next(now, may_give_up=self._all_lost(now))
 
