@@ -54,7 +54,7 @@ def test_the_log_says_what_is_in_force_and_who_set_it_and_no_secret(llm_airflow)
     run_id = run(llm_airflow, "values", "success")
     log = log_of(llm_airflow, "values", run_id, "batch")
     assert "model = 'stub'  [connection vllm_default]" in log
-    assert "max_in_flight = 64  [default]" in log
+    assert "max_in_flight = 16  [pool_slots]" in log
     assert "results_base" in log
     everything = "".join(path.read_text() for path in (llm_airflow.home / "logs").rglob("*.log"))
     assert "sk-very-secret-key" not in everything

@@ -106,7 +106,8 @@ def test_a_run_that_needs_three_nights_takes_three(
         assert (pool["occupied_slots"], pool["running_slots"], pool["deferred_slots"]) == (0, 0, 1)
         assert not llm_airflow.task_processes(), "a worker waits"
         if number == 0:
-            llm_airflow.stop_component("triggerer")
+            for process in llm_airflow.component("triggerer").processes():
+                process.kill()
             llm_airflow.start_component("triggerer")
         at(nights[number + 1][0])
         assert llm_stub.tally()["received"] == before + settled, "sent outside the window"
