@@ -14,6 +14,7 @@
     │   └── TooManyErrorsError       more rows failed than the run tolerates
     └── RetryLaterError              the next try may well succeed and goes on where this one stopped
         ├── EndpointDownError        the endpoint could not be reached, or had no capacity, for too long
+        ├── ConnectionMissingError   Airflow does not know the connection, or could not ask where it is kept
         ├── StorageError             object storage could not be read or written
         └── RunStoppedError          somebody stopped this try (SIGTERM, mark failed), or another try took over
 
@@ -70,6 +71,10 @@ class RetryLaterError(LLMBatchError):
 
 class EndpointDownError(RetryLaterError):
     """The endpoint was unreachable or without capacity for longer than the run's patience."""
+
+
+class ConnectionMissingError(RetryLaterError):
+    """Airflow knows no such connection. It says the same where a secrets backend is away, so it may be there soon."""
 
 
 class StorageError(RetryLaterError):

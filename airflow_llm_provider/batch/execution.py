@@ -20,6 +20,7 @@ from airflow_llm_provider.batch.gate import await_release
 from airflow_llm_provider.batch.loop import run_apart
 from airflow_llm_provider.batch.preflight import identify, what_serves
 from airflow_llm_provider.batch.prepare import Preparer
+from airflow_llm_provider.batch.reporter import Earlier
 from airflow_llm_provider.batch.server import check_swap
 from airflow_llm_provider.batch.work import work_off
 from airflow_llm_provider.core.identity import canonical, differences, fingerprint
@@ -225,7 +226,9 @@ class _JobRun:
 
     def _await_release(self) -> None:
         """Wait a little for window and switch; raises RunHeld where it would be long. Latency is the gate's to see."""
-        run_apart(await_release(self._job.terms, self._job.switch, self._stop), self._stop)
+        remaining_s = Earlier.read(self._store).remaining_s
+        waiting = await_release(self._job.terms, self._job.switch, self._stop, remaining_s=remaining_s)
+        run_apart(waiting, self._stop)
 
     def _ask_endpoint(self, wanted: str | None) -> dict[str, Any]:
         """What serves the model, in the form that ``run.json`` keeps."""

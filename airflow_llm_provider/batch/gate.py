@@ -38,6 +38,9 @@ SHORT_WAIT_S = 30.0
 """A shorter wait is waited in place: giving the worker back and coming again costs seconds, and Airflow 3.3.2 loses
 tasks that come back within three."""
 
+TRIED_SHARE = 0.5
+"""However long rows take, they are sent in the first half of a window: what is never tried is never known."""
+
 WHOLE_WINDOW = 0.9
 """A try that was released for this share of a window, and in which no row ended, will not do better tomorrow."""
 
@@ -139,6 +142,7 @@ class Gate:
         if decision.until is None or isinstance(beyond, Release):  # whatever ends there, the window does not close
             self._release(decision, now, closes_s=None)
             return CONTROL_PERIOD_S
+        self._bound_prediction(now)
         left_s = (decision.until - now).total_seconds() - CLOSE_MARGIN_S
         over = left_s < self._dispatcher.durations.predicted_s() and self._dispatcher.in_flight == 0
         if over or left_s <= 0:
@@ -157,12 +161,17 @@ class Gate:
             remaining_s=self._remaining_s(),
         )
 
+    def _bound_prediction(self, now: datetime) -> None:
+        opening = self._terms.windows.at(now) if self._terms.windows is not None else None
+        if opening is not None:
+            self._dispatcher.durations.at_most_s = TRIED_SHARE * opening.duration_s
+
     def _release(self, release: Release, now: datetime, *, closes_s: float | None) -> None:
         until = "" if release.until is None else f" until {release.until:%Y-%m-%d %H:%M:%S} UTC"
         said = f"Released{until}, at most {release.limit} in flight: {release.reason}"
         self._say(said, about=(release.limit, release.until))
         self.held = None
-        self._running, self._held_since = True, None
+        self._running, self._held_since = not release.capped, None
         self._count(now)
         self._released_at = now
         self._runner.release(limit=release.limit, closes_s=closes_s)
@@ -216,7 +225,12 @@ class Gate:
 
 
 async def await_release(
-    terms: Terms, switch: HoldSwitch, stop: StopSwitch, *, now: Callable[[], datetime] = utc_now
+    terms: Terms,
+    switch: HoldSwitch,
+    stop: StopSwitch,
+    *,
+    remaining_s: float | None = None,
+    now: Callable[[], datetime] = utc_now,
 ) -> None:
     """Before anything is read or sent: wait for window and hold switch, if it is not for long.
 
@@ -227,11 +241,15 @@ async def await_release(
         RunStoppedError: `stop` was set meanwhile.
     """
     plain = replace(terms, gated=False)
-    while isinstance(decision := decide(now(), plain, switch=switch.reason, standing=None, running=False), Hold):
+    while True:
+        await switch.refresh()
+        decision = decide(now(), plain, switch=switch.reason, standing=None, running=False, remaining_s=remaining_s)
+        if isinstance(decision, Release):
+            return
         if stop.reason is not None:
             raise RunStoppedError(f"{stop.reason}: this try had sent nothing yet")
         if decision.until is None or (left_s := (decision.until - now()).total_seconds()) > SHORT_WAIT_S:
-            raise held(decision)
+            raise held(decision, remaining_s=remaining_s)
         log.info("On hold: %s", decision.reason)
         await asyncio.sleep(min(CONTROL_PERIOD_S, max(left_s, 0.05)))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -39,16 +40,25 @@ class Reporter:
         ledger: what is done.
         spread: what is in flight, and why nothing is.
         urls: the servers', in `spread`'s order.
+        remaining_s: how long the rest took at the pace of the last stretch; None where there was none.
     """
 
-    def __init__(self, store: RunStore, ledger: Ledger, spread: Spread, urls: Sequence[str]) -> None:
+    def __init__(
+        self,
+        store: RunStore,
+        ledger: Ledger,
+        spread: Spread,
+        urls: Sequence[str],
+        *,
+        remaining_s: float | None = None,
+    ) -> None:
         self._store = store
         self._ledger = ledger
         self._spread = spread
         self._urls = urls
         self._meter = PaceMeter()
         self._states = [State.UP] * len(urls)
-        self._eta_s: float | None = None
+        self._eta_s = remaining_s
         self.gates: Sequence[Gate] = ()
 
     def remaining_s(self) -> float | None:
@@ -126,7 +136,8 @@ class Reporter:
             "rows_per_s": round(pace.rows_per_s, 2),
             "tokens_per_s": round(pace.tokens_per_s, 1),
             "eta_s": None if pace.eta_s is None else round(pace.eta_s, 1),
-            "row_s": round(self._spread.predicted_s, 3),
+            "remaining_s": None if self._eta_s is None else round(self._eta_s, 1),
+            "row_s": None if self._spread.measured_s is None else round(self._spread.measured_s, 3),
             "in_flight": self._spread.in_flight,
             "limit": self._spread.limit,
             "endpoint": best["endpoint"],
@@ -140,10 +151,27 @@ class Reporter:
             log.warning("progress.json could not be written: %s", error)
 
 
-def earlier_row_s(store: RunStore) -> float | None:
-    """How long the last stretch of this run took a row to need; None where that is not known. Blocks."""
-    try:
-        row_s = orjson.loads(store.read(layout.PROGRESS) or b"null")["row_s"]
-    except (StorageError, ValueError, KeyError, TypeError):  # a guess takes its place, until rows are measured
-        return None
-    return float(row_s) if isinstance(row_s, float | int) and row_s > 0 else None
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What the last stretch of a run left in ``progress.json``: guesses, each None where it is not known.
+
+    Attributes:
+        row_s: how long a row was taken to need.
+        remaining_s: how long the rest was taken to need.
+    """
+
+    row_s: float | None = None
+    remaining_s: float | None = None
+
+    @classmethod
+    def read(cls, store: RunStore) -> Earlier:
+        """Read it; blocks. What can't be read is measured anew."""
+        try:
+            progress = orjson.loads(store.read(layout.PROGRESS) or b"{}")
+            return cls(_seconds(progress.get("row_s")), _seconds(progress.get("remaining_s")))
+        except (StorageError, ValueError, AttributeError):
+            return cls()
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if isinstance(value, float | int) and not isinstance(value, bool) and value > 0 else None

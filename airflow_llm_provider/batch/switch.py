@@ -28,17 +28,21 @@ class HoldSwitch:
 
     def __init__(self, read: Callable[[], str | None], reason: str | None = None) -> None:
         self._read = read
+        self._failing = False
         self.reason = reason
 
     async def run(self) -> None:
         """Read until cancelled."""
-        failing = False
         while True:
             await asyncio.sleep(INTERVAL_S)
-            try:
-                self.reason = await asyncio.to_thread(self._read)
-                failing = False
-            except Exception as error:  # noqa: BLE001 - whatever Airflow's API, a secrets backend or a bad field raises
-                if not failing:
-                    log.warning("The connection's hold switch can't be read, so it counts as it was: %s", error)
-                failing = True
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Read it now."""
+        try:
+            self.reason = await asyncio.to_thread(self._read)
+            self._failing = False
+        except Exception as error:  # noqa: BLE001 - whatever Airflow's API, a secrets backend or a bad field raises
+            if not self._failing:
+                log.warning("The connection's hold switch can't be read, so it counts as it was: %s", error)
+            self._failing = True

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.batch.clock import utc_now
-from airflow_llm_provider.core.objective import Health, HealthTrack, Verdict, judge
+from airflow_llm_provider.core.objective import Failed, Health, HealthTrack, Verdict, judge
 from airflow_llm_provider.endpoint.latency import latency_source
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class LatencyWatch:
         recovering: bool = False,
     ) -> None:
         self.settings = settings
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._base_url = base_url or endpoint.base_urls[0]
         self._own = own
         self._track = HealthTrack(settings.healthy_for_s)
@@ -61,10 +61,15 @@ class LatencyWatch:
         self.standing: Standing | None = None
 
     async def run(self) -> None:
-        """Look until cancelled."""
-        async with await self._source() as source:
-            while True:
-                self._observe(await source.read())
+        """Look until cancelled. What keeps it from looking, such as a CA bundle that is not there, is unknown, too."""
+        while True:
+            try:
+                async with await self._source() as source:
+                    while True:
+                        self._observe(await source.read())
+                        await asyncio.sleep(self._interval_s)
+            except Exception as error:  # noqa: BLE001 - unwatched it would be a hold that nobody is told of
+                self._observe(dict.fromkeys(self.settings.objectives, Failed(f"{type(error).__name__}: {error}")))
                 await asyncio.sleep(self._interval_s)
 
     async def look(self) -> Standing:
@@ -73,7 +78,7 @@ class LatencyWatch:
             return self._observe(await source.read())
 
     async def _source(self) -> LatencySource:
-        make = partial(latency_source, self._endpoint, self._own, base_url=self._base_url)
+        make = partial(latency_source, self.endpoint, self._own, base_url=self._base_url)
         return await asyncio.to_thread(make)  # it may read a CA bundle
 
     def _observe(self, readings: Mapping[Objective, Reading]) -> Standing:

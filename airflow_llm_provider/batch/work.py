@@ -14,7 +14,7 @@ from airflow_llm_provider.batch.feeder import Feeder
 from airflow_llm_provider.batch.gate import Gate
 from airflow_llm_provider.batch.prepare import Preparer
 from airflow_llm_provider.batch.recorder import Recorder
-from airflow_llm_provider.batch.reporter import Reporter, earlier_row_s
+from airflow_llm_provider.batch.reporter import Earlier, Reporter
 from airflow_llm_provider.batch.runner import Runner
 from airflow_llm_provider.batch.watch import LatencyWatch
 from airflow_llm_provider.core.circuit import Circuit
@@ -56,9 +56,11 @@ async def work_off(
     """
     model = document.served["model"]
     urls = job.endpoint.base_urls
-    spread = _spread(job, row_s=await asyncio.to_thread(earlier_row_s, store))
+    earlier = await asyncio.to_thread(Earlier.read, store)
+    await job.switch.refresh()  # reading the source may have taken long
+    spread = _spread(job, row_s=earlier.row_s)
     recorder = Recorder(ledger, journal, parts, flush_rows=job.flush_rows, flush_interval_s=job.flush_interval_s)
-    reporter = Reporter(store, ledger, spread, urls)
+    reporter = Reporter(store, ledger, spread, urls, remaining_s=earlier.remaining_s)
     latency = job.endpoint.latency if job.terms.gated else None
     owns = [OwnRequests() if latency else None for _ in urls]
     watches = [

@@ -34,11 +34,15 @@ class RowDurations:
     def __init__(self, predicted_s: float | None = None) -> None:
         self._samples: deque[float] = deque(maxlen=SAMPLES)
         self._new = 0
+        self.at_most_s = math.inf
+        """Bounds the prediction: where rows take longer than their window, some are tried from its beginning."""
         self._predicted_s = UNMEASURED_S if predicted_s is None else predicted_s
+        self.known = predicted_s is not None
 
     def note(self, duration_s: float) -> None:
         """A row was answered after `duration_s`."""
         self._samples.append(duration_s)
+        self.known = True
         self._new += 1
 
     def predicted_s(self) -> float:
@@ -47,4 +51,4 @@ class RowDurations:
             ranked = sorted(self._samples)
             self._predicted_s = MARGIN * ranked[math.ceil(QUANTILE * len(ranked)) - 1]
             self._new = 0
-        return self._predicted_s
+        return min(self._predicted_s, self.at_most_s)

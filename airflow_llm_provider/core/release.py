@@ -14,7 +14,7 @@ these things combined. Does not know how any of them was found out, nor what is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
@@ -52,11 +52,14 @@ class Release:
         limit: requests in flight there at most.
         until: when that ends, UTC; None while no window bounds it. Whatever is in flight then is yielded.
         reason: for the log.
+        capped: nobody knows that real-time is well, so it is less than the terms allow. It does not count as running:
+            what is at risk next is held.
     """
 
     limit: int
     until: datetime | None
     reason: str
+    capped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +127,8 @@ def decide(
         terms: what was agreed on.
         switch: the hold switch's reason; None while it is off.
         standing: how real-time does; None before the first look. Not asked where `terms` are not gated.
-        running: whether batch has been released already: what is at risk keeps it, and does not start it.
+        running: whether batch has been released already, and not capped: what is at risk keeps it, and does not start
+            it.
         remaining_s: how long the rest of the run would take at the pace measured; None before there is one.
     """
     if switch is not None:
@@ -173,12 +177,14 @@ def _by_health(
 ) -> Release | Hold:
     if standing is None:
         return Hold(cause=Cause.LOOKING, reason="the first look at real-time latency is under way")
-    release = Release(
-        limit=terms.limit, until=until, reason=f"{why}; real-time is {standing.health}: {standing.reason}"
-    )
+    words = str(standing.health).replace("_", " ")
+    release = Release(limit=terms.limit_here, until=until, reason=f"{why}; real-time is {words}: {standing.reason}")
+    capped = replace(release, limit=min(terms.limit_here, terms.unknown_limit), capped=True)
     match standing.health:
         case Health.HEALTHY if standing.recovered or running:
             return release
+        case Health.HEALTHY if terms.on_unknown == "cap":
+            return capped  # it was unknown a moment ago, or worse
         case Health.HEALTHY:
             since = _utc(standing.since)
             reason = f"real-time is healthy again since {since}, not yet long enough: {standing.reason}"
@@ -186,15 +192,12 @@ def _by_health(
         case Health.AT_RISK if running:
             return release
         case Health.UNKNOWN if terms.on_unknown == "cap":
-            limit = min(terms.limit_here, terms.unknown_limit)
-            reason = f"{why}; real-time latency is unknown, so at most {limit} in flight: {standing.reason}"
-            return Release(limit=limit, until=until, reason=reason)
+            return capped
         case Health.UNKNOWN:
             grace_over = standing.since <= now - timedelta(seconds=terms.unknown_grace_s)
             reason = f"real-time latency is unknown: {standing.reason}"
             return Hold(cause=Cause.UNKNOWN, reason=reason, yields=grace_over)
-        case health:
-            words = "at risk" if health is Health.AT_RISK else str(health)
+        case _:
             return Hold(cause=Cause.OBJECTIVE, reason=f"real-time's objective is {words}: {standing.reason}")
 
 

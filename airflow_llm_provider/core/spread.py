@@ -48,9 +48,10 @@ class Spread:
         return sum(each.in_flight for each in self.dispatchers)
 
     @property
-    def predicted_s(self) -> float:
-        """How long a row is taken to need, on the slowest server."""
-        return max(each.durations.predicted_s() for each in self.dispatchers)
+    def measured_s(self) -> float | None:
+        """How long a row is taken to need, on the slowest server where that was measured; None where it was nowhere."""
+        known = [each.durations.predicted_s() for each in self.dispatchers if each.durations.known]
+        return max(known, default=None)
 
     def feed(self, requests: Iterable[RowRequest]) -> None:
         """Take in rows, in the order in which they should go."""

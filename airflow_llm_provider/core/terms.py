@@ -9,7 +9,8 @@ The same function serves the operator, the trigger and the sensors: what waits a
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_llm_provider.core.effective import Effective
@@ -31,6 +32,8 @@ from airflow_llm_provider.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from airflow_llm_provider.core.window import Opening
+
 DEFAULT_WINDOWS = Windows((Window(),))
 """23:00-07:00 Europe/London, of a time-shifted placement whose connection names no window."""
 
@@ -44,7 +47,8 @@ class Promise:
     Attributes:
         placement: whose GPUs these are; None: follows from window and objective.
         windows: when batch may run; None: follows from the placement.
-        slots: the server's ``max_num_seqs``.
+        servers: how many servers there are.
+        slots: ``max_num_seqs`` of each.
         max_in_flight: requests in flight at most, per task.
         headroom: sequences left free for real-time, at least; None: the table's.
         priority: vLLM's, the most urgent that batch may ask for; None: the table's.
@@ -58,6 +62,7 @@ class Promise:
 
     placement: Placement | None = None
     windows: Windows | None = None
+    servers: int = 1
     slots: int | None = None
     max_in_flight: int | None = None
     headroom: int | None = None
@@ -129,7 +134,7 @@ class Agreement:
     values: tuple[Effective[Any], ...]
 
 
-def agree(asked: Asked, promise: Promise, *, connection: str, now: datetime, servers: int = 1) -> Agreement:
+def agree(asked: Asked, promise: Promise, *, connection: str, now: datetime) -> Agreement:
     """What holds, of what was asked and what was promised.
 
     Args:
@@ -137,7 +142,6 @@ def agree(asked: Asked, promise: Promise, *, connection: str, now: datetime, ser
         promise: the platform's.
         connection: the id of the connection that carries the promise, for words.
         now: aware; windows are compared from here on.
-        servers: how many servers the connection names.
 
     Raises:
         ConfigurationError: the DAG asks for more than the connection allows, a word is unknown, or a text unreadable.
@@ -155,7 +159,7 @@ def agree(asked: Asked, promise: Promise, *, connection: str, now: datetime, ser
         ceiling=promise.max_in_flight,
         slots=promise.slots,
         headroom=headroom.value,
-        servers=servers,
+        servers=promise.servers,
         pool_in_flight=asked.pool_in_flight,
         default=(asked.default_in_flight, asked.default_set_by),
     )
@@ -218,13 +222,19 @@ def _windows(
         ceiling = DEFAULT_WINDOWS
     if asked.window is not None:
         wanted = parse_windows(asked.window)
-        if ceiling is not None and (beyond := wanted.beyond(ceiling, since=now)) is not None:
+        if ceiling is not None and (beyond := _beyond(wanted, ceiling, now.astimezone(UTC).date())) is not None:
             night = f"{asked.window!r}, which is open from {beyond.opens} to {beyond.closes}"
             raise _more_than_allowed("window", night, repr(format_windows(ceiling)), connection)
         return Effective("window", wanted, "DAG")
     if promise.windows is None and policy.default_window:
         return Effective("window", DEFAULT_WINDOWS, f"placement {Placement.TIME_SHIFTED}")
     return Effective("window", promise.windows, f"connection {connection}" if promise.windows else "default")
+
+
+@lru_cache(maxsize=256)
+def _beyond(wanted: Windows, allowed: Windows, day: date) -> Opening | None:
+    """Where `wanted` is wider than `allowed`; kept for the day, since every waiting task asks every few seconds."""
+    return wanted.beyond(allowed, since=datetime(day.year, day.month, day.day, tzinfo=UTC))
 
 
 def _deadline(asked: Asked, workload: Workload) -> datetime | None:

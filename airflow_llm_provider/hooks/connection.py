@@ -106,17 +106,19 @@ class _Reader:
             "request_timeout_s": self._seconds("request_timeout_s", extra),
             "latency": read_latency(extra, prometheus, bad=self.bad),
         }
-        promise = read_promise(extra, slots=given["slots"], latency=given["latency"], bad=self.bad)
+        urls = base_urls(
+            host=connection.host,
+            port=connection.port,
+            schema=connection.schema,
+            tls=values.flag("extra.tls", extra.get("tls"), self.bad),
+            bad=self.bad,
+        )
         return EndpointSettings(
-            promise=promise,
-            given=frozenset(extra) & frozenset(EXTRA_KEYS),
-            base_urls=base_urls(
-                host=connection.host,
-                port=connection.port,
-                schema=connection.schema,
-                tls=values.flag("extra.tls", extra.get("tls"), self.bad),
-                bad=self.bad,
+            promise=read_promise(
+                extra, servers=len(urls), slots=given["slots"], latency=given["latency"], bad=self.bad
             ),
+            given=frozenset(extra) & frozenset(EXTRA_KEYS),
+            base_urls=urls,
             api_key=api_key,
             model=self._model(extra.get("model")),
             extra_headers=self._headers(extra.get("extra_headers"), api_key=api_key),

@@ -37,6 +37,7 @@ _SWITCHED_ON = ("true", "on", "yes", "1")
 def read_promise(
     extra: Mapping[str, Any],
     *,
+    servers: int,
     slots: int | None,
     latency: LatencySettings | None,
     bad: Callable[[str, str, str], ConfigurationError],
@@ -57,6 +58,7 @@ def read_promise(
     return Promise(
         placement=_placement(extra.get("placement"), bad),
         windows=_windows(extra.get("window"), bad),
+        servers=servers,
         slots=slots,
         max_in_flight=_whole("max_in_flight", extra.get("max_in_flight"), bad, least=1),
         headroom=_whole("headroom", extra.get("headroom"), bad, least=0),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Never
 from airflow.sdk import BaseHook
 from airflow.sdk import log as sdk_log
 
-from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError
+from airflow_llm_provider.exceptions import ConfigurationError, ConnectionMissingError, LLMBatchError
 from airflow_llm_provider.get_provider_info import get_provider_info
 from airflow_llm_provider.hooks.compat import AirflowNotFoundException
 from airflow_llm_provider.hooks.connection import prometheus_conn_id, read_connection, secrets_of
@@ -52,7 +52,8 @@ class VLLMHook(BaseHook):
         """Return what the connection says; fetched once per hook.
 
         Raises:
-            ConfigurationError: when the connection is missing or holds a bad value.
+            ConfigurationError: when the connection holds a bad value.
+            ConnectionMissingError: when Airflow knows none, or can't ask.
         """
         if self._settings is None:
             try:
@@ -74,7 +75,8 @@ class VLLMHook(BaseHook):
         """Return the same as `get_settings`, without blocking the event loop.
 
         Raises:
-            ConfigurationError: when the connection is missing or holds a bad value.
+            ConfigurationError: when the connection holds a bad value.
+            ConnectionMissingError: when Airflow knows none, or can't ask.
         """
         if self._settings is None:
             try:
@@ -172,8 +174,9 @@ class VLLMHook(BaseHook):
             return thread.submit(lambda: asyncio.run(look(settings))).result()
 
     def _raise_missing(self) -> Never:
-        raise ConfigurationError(
-            f"Airflow knows no connection {self.vllm_conn_id!r}, or can't parse it. Make it with: airflow connections "
+        raise ConnectionMissingError(
+            f"Airflow knows no connection {self.vllm_conn_id!r}, can't parse it, or can't reach where it is kept. "
+            f"Where it is missing, make it with: airflow connections "
             f"add {self.vllm_conn_id} --conn-type vllm --conn-host http://gpu1:8000 "
             """--conn-extra '{"model": "my-model"}'"""
         ) from None

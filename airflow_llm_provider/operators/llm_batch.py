@@ -230,12 +230,15 @@ class LLMBatchOperator(BaseOperator):
         """
         if event["event"] == "error":
             raise AirflowFailException(str(event["reason"]))
+        if event["event"] == "lost":
+            raise AirflowException(str(event["reason"]))
         if event["event"] == "unknown":
             self._alert(context, event)
             asked = asked_by(self).as_dict()
             trigger = ReleaseTrigger(
                 vllm_conn_id=self.vllm_conn_id,
                 asked=asked,
+                remaining_s=event["remaining_s"],
                 recovering=True,
                 unknown_since=event["since"],
                 alerted=True,

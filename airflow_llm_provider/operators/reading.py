@@ -96,7 +96,6 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
         endpoint.promise,
         connection=operator.vllm_conn_id,
         now=utc_now(),
-        servers=len(endpoint.base_urls),
     )
     source = source_of(operator.source)
     base = first_set("results_base", [configured("results_base", str)], f"file://{AIRFLOW_HOME}/llm_batch")

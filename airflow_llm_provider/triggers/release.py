@@ -17,6 +17,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.batch.watch import LatencyWatch
+from airflow_llm_provider.core.progress import duration
 from airflow_llm_provider.core.release import Cause, Hold, Release, decide
 from airflow_llm_provider.core.terms import Asked, Promise, agree
 from airflow_llm_provider.exceptions import NoRetryError
@@ -34,12 +35,17 @@ MINIMUM_S = 15.0
 """A trigger never fires sooner: Airflow 3.3.2 marks tasks failed that come back within about 3 s of deferring."""
 
 
+PATIENCE_S = 300.0
+"""How long a connection may be unreadable, or make no sense, before the task is told."""
+
+
 class ReleaseTrigger(BaseTrigger):
     """Fires once, when batch may run or waiting makes no sense. The event's ``event`` says which.
 
     ``released``: it may; ``reason`` says why.
     ``unknown``: real-time's latency has been unreadable for the connection's ``unknown_alert_s``: ``since``, ``reason``
-    ``error``: waiting on makes no sense, as with a connection that is gone; ``reason``.
+    ``error``: waiting on makes no sense, as where the DAG asks for more than the connection allows; ``reason``.
+    ``lost``: the connection could not be read for `PATIENCE_S`; ``reason``.
 
     Args:
         vllm_conn_id: the connection; None where only a window is waited for.
@@ -69,6 +75,7 @@ class ReleaseTrigger(BaseTrigger):
         self.alerted = alerted
         self._watches: dict[str, LatencyWatch] = {}
         self._watching: list[asyncio.Task[None]] = []
+        self._puzzled_since: datetime | None = None
         self._said: object = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -99,22 +106,18 @@ class ReleaseTrigger(BaseTrigger):
 
     async def _look(self) -> dict[str, Any] | None:
         """The event to fire; None while there is none."""
+        now = utc_now()
         try:
             settings = await self._settings()
-            now = utc_now()
             agreement = agree(
                 Asked.from_dict(self.asked),
                 settings.promise if settings else Promise(),
                 connection=self.vllm_conn_id or "",
                 now=now,
             )
-        except NoRetryError as error:
-            return {"event": "error", "reason": str(error)}
-        except Exception as error:  # noqa: BLE001 - Airflow's API or a secrets backend that is away for a moment
-            self._say(
-                f"The connection {self.vllm_conn_id!r} can't be read, so nothing is released: {error}", about=str(error)
-            )
-            return None
+        except Exception as error:  # noqa: BLE001 - a backend that is away, a connection that is just being edited
+            return self._puzzled(error, now)
+        self._puzzled_since = None
         urls = settings.base_urls if settings else ("",)
         decisions = [self._decide(agreement.terms, settings, url, now) for url in urls]
         released = next((each for each in decisions if isinstance(each, Release)), None)
@@ -122,6 +125,14 @@ class ReleaseTrigger(BaseTrigger):
             self.log.info("Released: %s", released.reason)
             return {"event": "released", "reason": released.reason}
         return self._waiting([each for each in decisions if isinstance(each, Hold)], settings, now)
+
+    def _puzzled(self, error: Exception, now: datetime) -> dict[str, Any] | None:
+        """What cannot be read or makes no sense may do so in a moment; nothing is released meanwhile."""
+        self._puzzled_since = self._puzzled_since or now
+        if now - self._puzzled_since >= timedelta(seconds=PATIENCE_S):
+            return {"event": "error" if isinstance(error, NoRetryError) else "lost", "reason": str(error)}
+        self._say(f"Waiting, for up to {duration(PATIENCE_S)}: {error}", about=str(error))
+        return None
 
     def _decide(self, terms: Terms, settings: EndpointSettings | None, url: str, now: datetime) -> Release | Hold:
         watch = self._watches.get(url)
@@ -151,31 +162,39 @@ class ReleaseTrigger(BaseTrigger):
         self._say(f"Waiting: {reasons}{until}", about=[(each.cause, each.until) for each in holds])
         if hold.cause in (Cause.SWITCH, Cause.WINDOW) or settings is None or settings.latency is None:
             self._stop_watching()
+            self.unknown_since, self.alerted = None, False  # nobody looks, so nobody misses anything
             if hold.cause is Cause.WINDOW and hold.until is None:
                 return {"event": "error", "reason": f"Batch can never run: {hold.reason}"}
             return None
         self._keep_watching(settings, settings.latency)
-        causes = {each.cause for each in holds}
-        if causes != {Cause.UNKNOWN}:
-            if Cause.LOOKING not in causes:
-                self.unknown_since = None
+        return self._alert_due(settings.latency, reasons, now)
+
+    def _alert_due(self, latency: LatencySettings, reasons: str, now: datetime) -> dict[str, Any] | None:
+        """The event that tells of a latency that nobody can read; once, until it has been well again for long enough."""
+        standings = [watch.standing for watch in self._watches.values() if watch.standing is not None]
+        if not standings:
             return None
-        since = datetime.fromisoformat(self.unknown_since) if self.unknown_since else now
-        self.unknown_since = since.isoformat()
-        if self.alerted or now - since < timedelta(seconds=settings.latency.unknown_alert_s):
+        unreadable = [standing.unknown_since for standing in standings if standing.unknown_since is not None]
+        if not unreadable:
+            self.unknown_since, self.alerted = None, False
             return None
-        return {"event": "unknown", "since": self.unknown_since, "reason": reasons}
+        if self.unknown_since is None:
+            self.unknown_since = min(unreadable).isoformat()
+        if self.alerted or now - datetime.fromisoformat(self.unknown_since) < timedelta(
+            seconds=latency.unknown_alert_s
+        ):
+            return None
+        return {
+            "event": "unknown",
+            "since": self.unknown_since,
+            "reason": reasons,
+            "remaining_s": self.remaining_s,
+        }
 
     def _keep_watching(self, settings: EndpointSettings, latency: LatencySettings) -> None:
         """Watch real-time's latency on every server; anew where the connection says something else than before."""
-        same = self._watches.keys() == set(settings.base_urls) and all(
-            watch.settings == latency for watch in self._watches.values()
-        )
-        for task in self._watching:
-            if task.done() and not task.cancelled():
-                self.log.error("Looking at real-time's latency failed and begins anew: %r", task.exception())
-                same = False
-        if same and self._watches:
+        watches = self._watches.values()
+        if watches and all(watch.settings == latency and watch.endpoint == settings for watch in watches):
             return
         self._stop_watching()
         self._watches = {

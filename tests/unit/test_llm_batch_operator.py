@@ -350,8 +350,9 @@ def test_a_number_in_the_configuration_that_is_none(results: Path, monkeypatch: 
 
 
 def test_a_connection_that_is_not_there(results: Path) -> None:
-    with pytest.raises(AirflowFailException, match="nowhere"):
+    with pytest.raises(AirflowException, match="nowhere") as raised:
         operator(vllm_conn_id="nowhere").execute(context_of())
+    assert not isinstance(raised.value, AirflowFailException), "Airflow says the same of a backend that is away"
 
 
 def test_an_empty_input_skips_where_the_dag_says_so(results: Path) -> None:

@@ -110,6 +110,24 @@ def test_a_violation_reaches_what_is_in_flight_at_once_and_an_unknown_latency_af
         assert (unknown.cause, unknown.yields) == (Cause.UNKNOWN, yields), seconds
 
 
+@pytest.mark.parametrize("health", [Health.HEALTHY, Health.AT_RISK])
+def test_each_server_has_a_limit_of_its_own(health: Health) -> None:
+    terms = Terms(limit=168, limit_each=84, gated=True)
+    released = ask(terms, standing=standing(health, recovered=True), running=True)
+    assert released.limit == 84
+    assert ask(replace(terms, gated=False)).limit == 84
+
+
+def test_what_is_well_again_but_not_for_long_is_capped_as_what_is_unknown() -> None:
+    terms = replace(GATED, on_unknown="cap", unknown_limit=2)
+    released = ask(terms, standing=standing(Health.HEALTHY, recovered=False))
+    assert isinstance(released, Release)
+    assert (released.limit, released.capped) == (2, True)
+    assert ask(terms, standing=standing(Health.HEALTHY, recovered=True)) == ask(
+        replace(terms, on_unknown="hold"), standing=standing(Health.HEALTHY, recovered=True)
+    )
+
+
 def test_the_platform_may_cap_rather_than_hold_what_is_unknown() -> None:
     terms = replace(GATED, on_unknown="cap", unknown_limit=2)
     assert ask(terms, standing=standing(Health.UNKNOWN)).limit == 2

@@ -14,10 +14,10 @@ from airflow_llm_provider.core.objective import Health, Standing, parse_objectiv
 from airflow_llm_provider.core.terms import Asked, Promise
 from airflow_llm_provider.core.window_text import parse_windows
 from airflow_llm_provider.endpoint.settings import EndpointSettings, LatencySettings
-from airflow_llm_provider.exceptions import ConfigurationError
+from airflow_llm_provider.exceptions import ConnectionMissingError
 from airflow_llm_provider.hooks.vllm import VLLMHook
 from airflow_llm_provider.triggers import release as module
-from airflow_llm_provider.triggers.release import ReleaseTrigger
+from airflow_llm_provider.triggers.release import PATIENCE_S, ReleaseTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +104,9 @@ async def test_a_window_that_the_platform_moves_is_obeyed_while_waiting(world: W
     assert world.now == datetime(2026, 11, 25, 2, tzinfo=UTC)
 
 
-async def test_a_connection_that_cannot_be_read_releases_nothing(world: World) -> None:
+async def test_a_connection_that_cannot_be_read_for_a_moment_releases_nothing(world: World) -> None:
+    world.step = timedelta(seconds=5)
+
     def settings(look: int) -> EndpointSettings:
         if look < 4:
             raise OSError("the API server is away")
@@ -115,17 +117,26 @@ async def test_a_connection_that_cannot_be_read_releases_nothing(world: World) -
     assert world.looks == 4
 
 
-@pytest.mark.parametrize("how", ["gone", "refused"])
-async def test_waiting_that_makes_no_sense_ends(world: World, how: str) -> None:
+@pytest.mark.parametrize(("how", "event"), [("gone", "lost"), ("refused", "error")])
+async def test_waiting_that_makes_no_sense_ends_after_a_while(world: World, how: str, event: str) -> None:
+    world.step = timedelta(seconds=5)
+
     def settings(_look: int) -> EndpointSettings:
         if how == "gone":
-            raise ConfigurationError("Airflow knows no connection 'gpu'")
+            raise ConnectionMissingError("Airflow knows no connection 'gpu'")
         return settings_of(Promise(windows=parse_windows(NIGHT)))
 
     world.settings = settings
-    event = await fired(trigger_of(asked=Asked(window="20:00-07:00 Europe/London").as_dict()))
-    assert event["event"] == "error"
-    assert event["reason"]
+    fires = await fired(trigger_of(asked=Asked(window="20:00-07:00 Europe/London").as_dict()))
+    assert fires["event"] == event
+    assert fires["reason"]
+    assert world.now - NOON >= timedelta(seconds=PATIENCE_S)
+
+
+async def test_what_several_servers_allow_is_allowed_while_waiting_too(world: World) -> None:
+    promise = Promise(servers=2, slots=100, headroom=16)
+    world.settings = lambda _: replace(settings_of(promise), base_urls=("http://gpu1:8000", "http://gpu2:8000"))
+    assert (await fired(trigger_of(asked=Asked(max_in_flight=150).as_dict())))["event"] == "released"
 
 
 class TestLatency:
@@ -136,9 +147,12 @@ class TestLatency:
         class Watch:
             made: list[Any] = []  # noqa: RUF012 - a new class for each test
             says: Health | None = None
+            recovered = True
+            unknown_since: datetime | None = None
 
-            def __init__(self, settings: Any, _endpoint: Any, *, base_url: str, recovering: bool) -> None:
-                self.settings, self.recovering, self.base_url = settings, recovering, base_url
+            def __init__(self, settings: Any, endpoint: Any, *, base_url: str, recovering: bool) -> None:
+                self.settings, self.endpoint = settings, endpoint
+                self.recovering, self.base_url = recovering, base_url
                 self.running = False
                 Watch.made.append(self)
 
@@ -146,9 +160,12 @@ class TestLatency:
             def standing(self) -> Standing | None:
                 if Watch.says is None:
                     return None
-                bad = Health.UNKNOWN if Watch.says is Health.UNKNOWN else None
                 return Standing(
-                    health=Watch.says, reason="x", since=NOON, recovered=True, unknown_since=NOON if bad else None
+                    health=Watch.says,
+                    reason="x",
+                    since=NOON,
+                    recovered=Watch.recovered,
+                    unknown_since=Watch.unknown_since or (NOON if Watch.says is Health.UNKNOWN else None),
                 )
 
             async def run(self) -> None:
@@ -208,6 +225,38 @@ class TestLatency:
         event = await fired(trigger_of(unknown_since=since))
         assert (event["event"], event["since"]) == ("unknown", since)
         assert world.now - NOON <= timedelta(seconds=15)
+
+    async def test_a_metric_that_comes_and_goes_is_told_of_too(self, world: World, watch: Any) -> None:
+        watch.recovered, watch.unknown_since = False, NOON
+
+        def settings(look: int) -> EndpointSettings:
+            watch.says = Health.HEALTHY if look % 3 == 0 else Health.UNKNOWN
+            return self.settings()
+
+        world.settings = settings
+        event = await fired(trigger_of())
+        assert (event["event"], event["since"]) == ("unknown", NOON.isoformat())
+
+    async def test_the_closed_day_does_not_count(self, world: World, watch: Any) -> None:
+        """Unknown when the window closed; the next evening it has to be unknown for as long as ever."""
+        world.step = timedelta(minutes=10)
+        watch.says = Health.UNKNOWN
+        world.settings = lambda _: self.settings(unknown_alert_s=3600)
+        morning = (NOON - timedelta(hours=5)).isoformat()
+        made = trigger_of(asked=Asked(window=NIGHT).as_dict(), unknown_since=morning, alerted=True)
+        watch.unknown_since = datetime(2026, 11, 24, 23, 10, tzinfo=UTC)
+        event = await fired(made)
+        assert event["event"] == "unknown"
+        assert datetime.fromisoformat(event["since"]) >= datetime(2026, 11, 24, 23, tzinfo=UTC)
+
+    async def test_a_key_that_is_changed_is_taken_up(self, world: World, watch: Any) -> None:
+        def settings(look: int) -> EndpointSettings:
+            watch.says = Health.HEALTHY if look > 6 else Health.UNKNOWN
+            return replace(self.settings(unknown_alert_s=3600), api_key="new" if look > 3 else "old")
+
+        world.settings = settings
+        await fired(trigger_of())
+        assert [made.endpoint.api_key for made in watch.made] == ["old", "new"]
 
     async def test_says_it_once(self, world: World, watch: Any) -> None:
         def settings(look: int) -> EndpointSettings:

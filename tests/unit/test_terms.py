@@ -130,6 +130,15 @@ class TestPriorityAndHeadroom:
             agreed(headroom=-1)
 
 
+def test_slots_are_each_servers() -> None:
+    promise = Promise(servers=2, slots=100, headroom=16, placement=Placement.SHARED)
+    terms = agreed(promise).terms
+    assert (terms.limit, terms.limit_each, terms.limit_here) == (168, 84, 84)
+    assert agreed(promise, max_in_flight=150).terms.limit == 150
+    with pytest.raises(ConfigurationError, match="max_in_flight"):
+        agreed(promise, max_in_flight=169)
+
+
 class TestDeadline:
     promise = Promise(windows=LONDON_NIGHT, early_for_deadline=True)
 

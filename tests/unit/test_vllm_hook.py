@@ -22,7 +22,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from airflow_llm_provider.core.retry import Failure, FailureKind
-from airflow_llm_provider.exceptions import ConfigurationError, EndpointDownError, EndpointRefusedError
+from airflow_llm_provider.exceptions import (
+    ConfigurationError,
+    ConnectionMissingError,
+    EndpointDownError,
+    EndpointRefusedError,
+)
 from airflow_llm_provider.hooks import probe
 from airflow_llm_provider.hooks.vllm import VLLMHook
 from airflow_llm_provider.testing import StubVLLM
@@ -333,7 +338,7 @@ def test_served_models_tell_down_from_refused(connect, refused_url):
 
 def test_missing_connection_says_how_to_make_it():
     hook = VLLMHook("llm_missing")
-    with pytest.raises(ConfigurationError, match="airflow connections add llm_missing --conn-type vllm"):
+    with pytest.raises(ConnectionMissingError, match="airflow connections add llm_missing --conn-type vllm"):
         hook.get_settings()
     good, message = hook.test_connection()
     assert not good
@@ -341,7 +346,7 @@ def test_missing_connection_says_how_to_make_it():
 
 
 async def test_missing_connection_says_so_to_async_code():
-    with pytest.raises(ConfigurationError, match="airflow connections add llm_missing --conn-type vllm"):
+    with pytest.raises(ConnectionMissingError, match="airflow connections add llm_missing --conn-type vllm"):
         await VLLMHook("llm_missing").aget_settings()
 
 

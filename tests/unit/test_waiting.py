@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 NIGHT = datetime(2026, 11, 24, 23, 30, tzinfo=UTC)
 CLOSED = "03:00-03:01 Europe/London mon -2026-11-30"
-UNKNOWN = {"event": "unknown", "since": NOON.isoformat(), "reason": "no answer from Prometheus"}
+UNKNOWN = {
+    "event": "unknown",
+    "since": NOON.isoformat(),
+    "reason": "no answer from Prometheus",
+    "remaining_s": 12.5,
+}
 
 
 def context_of() -> Any:
@@ -133,6 +138,12 @@ def test_an_error_of_the_trigger_is_not_retried(connect: Any) -> None:
         operator().resume(context_of(), {"event": "error", "reason": "Airflow knows no connection 'vllm_default'"})
 
 
+def test_a_connection_that_was_lost_for_long_is_looked_for_by_the_next_try(connect: Any) -> None:
+    with pytest.raises(AirflowException, match="no connection") as raised:
+        operator().resume(context_of(), {"event": "lost", "reason": "Airflow knows no connection 'vllm_default'"})
+    assert not isinstance(raised.value, AirflowFailException)
+
+
 @pytest.mark.parametrize("amount", [1, 2])
 def test_a_latency_that_stays_unknown_is_told_to_callbacks_and_waited_for_on(connect: Any, amount: int) -> None:
     told: list[Any] = []
@@ -143,6 +154,7 @@ def test_a_latency_that_stays_unknown_is_told_to_callbacks_and_waited_for_on(con
         f"Batch has been held since {NOON.isoformat()}, and nobody knows how real-time does: no answer from Prometheus"
     ] * amount
     assert (trigger.alerted, trigger.recovering, trigger.unknown_since) == (True, True, NOON.isoformat())
+    assert trigger.remaining_s == 12.5
 
 
 def test_where_nobody_is_told_the_try_fails(connect: Any) -> None:
