@@ -109,8 +109,8 @@ _CONN_FIELDS: dict[str, Any] = {
     },
     "prometheus_query": {
         "label": "Prometheus query",
-        "description": "PromQL whose value is the quantile in seconds, with {quantile} and {period} filled in; "
-        'for several metrics an object such as {"ttft": "…", "itl": "…"}.',
+        "description": "PromQL whose value is the quantile in seconds; {quantile}, {period} and, in quotes, {server} "
+        'are filled in. For several metrics an object such as {"ttft": "…", "itl": "…"}.',
         "schema": {"type": ["string", "null"]},
     },
     "only_batch_client": {

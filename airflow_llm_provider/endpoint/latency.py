@@ -68,7 +68,7 @@ def latency_source(
         raise ConfigurationError("The connection sets no objective, so there is no latency to read")
     match latency.source:
         case Source.PROMETHEUS:
-            return PrometheusSource(latency)
+            return PrometheusSource(latency, base_url=base_url)
         case Source.VLLM:
             return MetricsSource(settings, latency, base_url=base_url, own=own or OwnRequests())
         case Source.CANARY:

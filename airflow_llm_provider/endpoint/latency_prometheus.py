@@ -12,15 +12,17 @@ looks idle from here, and is noticed by whoever sends requests to it.
 from __future__ import annotations
 
 import asyncio
+import re
 from math import inf, isnan
 from typing import TYPE_CHECKING, Any, Final, Self
+from urllib.parse import urlsplit
 
 import aiohttp
 from yarl import URL
 
 from airflow_llm_provider.core.objective import Failed, Idle, Measured
 from airflow_llm_provider.endpoint.failure import read_json, shorten
-from airflow_llm_provider.endpoint.settings import PERIOD, QUANTILE
+from airflow_llm_provider.endpoint.settings import PERIOD, QUANTILE, QUOTED, SERVER
 from airflow_llm_provider.endpoint.transport import ssl_context, watchful_socket
 from airflow_llm_provider.exceptions import ConfigurationError
 
@@ -36,6 +38,9 @@ ASK_EVERY_S: Final = 2.0
 
 WAIT_S: Final = 10.0
 
+_PORTS: Final = {"http": 80, "https": 443}
+_HOST = re.compile(r"[\w.:%-]+")  # nothing that ends a quoted text
+_SPECIAL = re.compile(r"[.\[\]]")  # of what such a name has, in regular expressions
 _NOTE = "PromQL info"  # such a warning says that an expression could be better, not that its value is wrong
 
 
@@ -44,19 +49,21 @@ class PrometheusSource:
 
     Args:
         settings: with source `prometheus`.
+        base_url: whose latency it is, where the expression tells servers apart.
         ask_every_s: see `ASK_EVERY_S`.
 
     Raises:
-        ConfigurationError: the URL is none, or the CA bundle can't be read.
+        ConfigurationError: a URL is none, or the CA bundle can't be read.
     """
 
-    def __init__(self, settings: LatencySettings, *, ask_every_s: float = ASK_EVERY_S) -> None:
+    def __init__(self, settings: LatencySettings, *, base_url: str, ask_every_s: float = ASK_EVERY_S) -> None:
         self._settings = settings
         self._ask_every_s = ask_every_s
         self._root = (settings.prometheus_url or "").rstrip("/")
         if not self._root.startswith(("http://", "https://")):
             raise ConfigurationError(f"prometheus_url {self._root!r} is no URL such as http://prometheus:9090")
         self._url = URL(f"{self._root}/api/v1/query")
+        self._queries = {objective: expression(settings, objective, base_url) for objective in settings.objectives}
         https = self._root.startswith("https://")
         self._ssl = ssl_context(settings.prometheus_verify, whose="Prometheus's") if https else True
         self._session: aiohttp.ClientSession | None = None
@@ -88,16 +95,14 @@ class PrometheusSource:
         """Ask for each objective's quantile."""
         now_s = asyncio.get_running_loop().time()
         if self._asked_s is None or now_s - self._asked_s >= self._ask_every_s:
-            objectives = self._settings.objectives
-            readings = await asyncio.gather(*(self._ask(objective) for objective in objectives))
-            self._readings = dict(zip(objectives, readings, strict=True))
+            readings = await asyncio.gather(*(self._ask(*each) for each in self._queries.items()))
+            self._readings = dict(zip(self._queries, readings, strict=True))
             self._asked_s = now_s
         return self._readings
 
-    async def _ask(self, objective: Objective) -> Reading:
+    async def _ask(self, objective: Objective, query: str) -> Reading:
         if self._session is None:
             raise RuntimeError("PrometheusSource is used outside `async with`")
-        query = expression(self._settings, objective)
         try:
             async with self._session.post(self._url, data={"query": query}, allow_redirects=False) as response:
                 body, status = await response.read(), response.status
@@ -153,9 +158,38 @@ class PrometheusSource:
         return Failed(shorten(f"{self.name} {what}: {why}", tuple(self._settings.prometheus_headers.values())))
 
 
-def expression(settings: LatencySettings, objective: Objective) -> str:
-    """The PromQL asked for an objective."""
+def expression(settings: LatencySettings, objective: Objective, base_url: str) -> str:
+    """The PromQL asked for an objective and the server at `base_url`.
+
+    Raises:
+        ConfigurationError: the server has to be named in it, and can't be.
+    """
     period_s = float(settings.sampling_period_s)
     period = f"{period_s:.0f}s" if period_s.is_integer() else f"{period_s * 1000:.0f}ms"
     query = settings.prometheus_query[objective.metric]
-    return query.replace(QUANTILE, repr(objective.quantile)).replace(PERIOD, period)
+    query = query.replace(QUANTILE, repr(objective.quantile)).replace(PERIOD, period)
+    if SERVER not in query:
+        return query
+    server = server_name(base_url)
+    pattern = _SPECIAL.sub(r"[\g<0>]", server)  # no backslash, which would have to be doubled in some quotes only
+
+    def fill(found: re.Match[str]) -> str:
+        return found[0] if found["outside"] else found[0].replace(SERVER, pattern if found["regex"] else server)
+
+    return QUOTED.sub(fill, query)
+
+
+def server_name(base_url: str) -> str:
+    """Host and port as Prometheus writes them in the label ``instance``: ``gpu1:8000``, ``[2001:db8::1]:443``.
+
+    Raises:
+        ConfigurationError: there is none, or it has a character that no host has.
+    """
+    try:
+        parts = urlsplit(base_url)
+        host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+    except (ValueError, KeyError):
+        host, port = "", 0
+    if not _HOST.fullmatch(host):
+        raise ConfigurationError(f"The base URL {base_url!r} has no host and port that {SERVER} could stand for")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

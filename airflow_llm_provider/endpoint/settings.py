@@ -5,6 +5,7 @@ Owns the shape and its validation. Does not know Airflow: `hooks.vllm` builds it
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -24,6 +25,15 @@ QUANTILE: Final = "{quantile}"
 
 PERIOD: Final = "{period}"
 """In a PromQL expression: the sampling period, such as 30s."""
+
+SERVER: Final = "{server}"
+"""In a PromQL expression, inside quotes: host and port of the server whose latency is asked for, such as gpu1:8000."""
+
+QUOTED: Final = re.compile(
+    r"""(?P<outside>\#[^\n]*)|(?P<regex>[=!]~\s*)?(?P<text>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|`[^`]*`)"""
+)
+"""What stands in quotes in a PromQL expression, and whether as a regular expression; comments, so that no quote in them
+counts."""
 
 
 class Source(StrEnum):
@@ -45,7 +55,7 @@ class LatencySettings:
         healthy_for_s: how long real-time must be well, after it was not, before batch that waits is released.
         prometheus_url: the server's root, below which ``/api/v1/query`` is; for source `prometheus`.
         prometheus_query: per metric, a PromQL expression whose value is the quantile in seconds, with the placeholders
-            `QUANTILE` and `PERIOD`; for source `prometheus`.
+            `QUANTILE`, `PERIOD` and `SERVER`; for source `prometheus`.
         prometheus_headers: sent to Prometheus; values never shown by ``repr``.
         prometheus_verify: as `EndpointSettings.verify`, for Prometheus.
         only_batch_client: whether nothing but one task at a time sends batch work here; source `vllm` needs it to be.
@@ -104,6 +114,11 @@ class LatencySettings:
                 raise ConfigurationError(
                     f"The objective promises {' and '.join(several)}, and prometheus_query's expression for {metric} "
                     f"is the same for both: write {QUANTILE} in it"
+                )
+            if SERVER in QUOTED.sub("", query):
+                raise ConfigurationError(
+                    f"prometheus_query's expression for {metric} has {SERVER} outside quotes: write it in quotes, "
+                    f'as a label\'s value, such as instance="{SERVER}"'
                 )
 
 

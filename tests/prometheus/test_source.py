@@ -25,7 +25,7 @@ QUERY = 'histogram_quantile({quantile}, sum by (le) (rate(gateway_ttft_seconds_b
 PERIOD_S = 3.0
 
 
-def source_of(url: str, query: str = QUERY) -> PrometheusSource:
+def source_of(url: str, query: str = QUERY, base_url: str = "http://gpu1:8000") -> PrometheusSource:
     settings = LatencySettings(
         objectives=OBJECTIVES,
         source=Source.PROMETHEUS,
@@ -33,7 +33,7 @@ def source_of(url: str, query: str = QUERY) -> PrometheusSource:
         prometheus_url=url,
         prometheus_query=MappingProxyType({Metric.TTFT: query}),
     )
-    return PrometheusSource(settings, ask_every_s=0.0)
+    return PrometheusSource(settings, base_url=base_url, ask_every_s=0.0)
 
 
 async def one(source: PrometheusSource) -> Any:
@@ -106,6 +106,17 @@ async def test_expressions_that_are_no_latency(shared: tuple[Gateway, Prometheus
         reading = await one(source)
     assert isinstance(reading, Failed)
     assert words in reading.reason
+
+
+@pytest.mark.parametrize("matcher", ['="{server}"', "='{server}'", '=~"{server}"', "=~`(x|{server})`"])
+async def test_the_server_names_what_is_scraped_there(shared: tuple[Gateway, Prometheus], matcher: str) -> None:
+    gateway, prometheus = shared
+    query = f"sum(0 * up{{instance{matcher}}})"
+    async with source_of(prometheus.url, query, f"http://127.0.0.1:{gateway.port}/llm") as source:
+        await until(source, lambda reading: reading == Measured(lower_s=0.0, upper_s=0.0))
+    for other in ("http://127.0.0.1", "http://[::1]:8000", f"http://127a0.0.1:{gateway.port}"):
+        async with source_of(prometheus.url, query, other) as source:
+            assert "has nothing" in (await one(source)).reason
 
 
 def test_our_quantiles_are_its_own(shared: tuple[Gateway, Prometheus], wait_for: Callable[..., None]) -> None:
