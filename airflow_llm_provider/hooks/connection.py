@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from airflow_llm_provider.endpoint.settings import EndpointSettings
@@ -49,7 +50,7 @@ class ConnectionLike(Protocol):
 
 
 def read_connection(connection: ConnectionLike, prometheus: ConnectionLike | None = None) -> EndpointSettings:
-    """Return what the connection says. Unknown extra keys are ignored with one warning that names them.
+    """Return what the connection says. Unknown extra keys are ignored; a warning, one in each process, names them.
 
     Args:
         connection: of type ``vllm``.
@@ -93,7 +94,7 @@ class _Reader:
 
     def read(self, connection: ConnectionLike, prometheus: ConnectionLike | None) -> EndpointSettings:
         extra = self.fields(connection.extra)
-        self._warn_of_unknown(extra)
+        warn_of_unknown(self._conn_id, tuple(sorted(set(extra) - set(EXTRA_KEYS))))
         if values.filled(connection.login):
             raise self.bad(
                 "login", values.NOT_SHOWN, "leave it empty; the API key goes in the password (vllm://:KEY@host)"
@@ -140,15 +141,6 @@ class _Reader:
             raise self.bad("extra", values.kind(extra), 'write a JSON object such as {"model": "my-model"}')
         return {key: value for key, value in extra.items() if values.filled(value)}
 
-    def _warn_of_unknown(self, extra: dict[str, Any]) -> None:
-        if unknown := sorted(set(extra) - set(EXTRA_KEYS)):
-            log.warning(
-                "Connection %r: extra has unknown keys, which are ignored: %s. Known keys: %s",
-                self._conn_id,
-                ", ".join(unknown),
-                ", ".join(EXTRA_KEYS),
-            )
-
     def _api_key(self, password: str | None) -> str | None:
         if not password or not password.strip():
             return None
@@ -192,3 +184,15 @@ class _Reader:
                 advice = "the password is sent as this header; set only one"
                 raise self.bad(f"{field}[{name!r}]", values.NOT_SHOWN, advice)
         return headers
+
+
+@lru_cache(maxsize=256)
+def warn_of_unknown(conn_id: str, keys: tuple[str, ...]) -> None:
+    """Warn of keys that mean nothing, if there are any; once, since whoever runs or waits reads every few seconds."""
+    if keys:
+        log.warning(
+            "Connection %r: extra has unknown keys, which are ignored: %s. Known keys: %s",
+            conn_id,
+            ", ".join(keys),
+            ", ".join(EXTRA_KEYS),
+        )

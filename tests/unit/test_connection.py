@@ -17,11 +17,16 @@ from hypothesis import strategies as st
 
 from airflow_llm_provider.exceptions import ConfigurationError
 from airflow_llm_provider.get_provider_info import get_provider_info
-from airflow_llm_provider.hooks.connection import EXTRA_KEYS, read_connection, secrets_of
+from airflow_llm_provider.hooks.connection import EXTRA_KEYS, read_connection, secrets_of, warn_of_unknown
 from airflow_llm_provider.hooks.vllm import VLLMHook
 
 ROOT = Path(__file__).parents[2]
 SECRET = "s3cr3t-t0ken"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_warned_of_yet():
+    warn_of_unknown.cache_clear()
 
 
 def connection(host: str | None = "http://gpu1:8000", extra: object = None, **fields) -> Connection:
@@ -242,6 +247,15 @@ def test_unknown_keys_are_one_warning_that_names_them_and_the_known_ones(caplog)
     assert "modle, slot." in record.getMessage()
     assert all(key in record.getMessage() for key in EXTRA_KEYS)
     assert SECRET not in record.getMessage()
+
+
+def test_unknown_keys_are_warned_of_once_and_not_at_every_read(caplog):
+    first, other = connection(extra={"modle": "a"}), connection(extra={"modle": "b", "slot": 8})
+    second = Connection(conn_id="llm2", conn_type="vllm", host="http://gpu1:8000", extra='{"modle": "a"}')
+    for each in (first, first, other, second, other, first):
+        read_connection(each)
+    named = [(record.args[0], record.args[1]) for record in caplog.records]
+    assert named == [("llm", "modle"), ("llm", "modle, slot"), ("llm2", "modle")]
 
 
 def test_secrets_of_names_key_header_values_and_bare_tokens():
