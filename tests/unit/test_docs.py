@@ -8,8 +8,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from textwrap import dedent
+from typing import TYPE_CHECKING
 
+import orjson
 import pytest
+from batch_fakes import job_of, run, texts, write_rows
+
+from airflow_llm_provider.storage.store import RunStore
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.testing import StubVLLM
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
@@ -54,3 +62,24 @@ def test_links_lead_somewhere(page: Path) -> None:
             headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert link["heading"] in slugs, f"{page.name} links to {link['file']}#{link['heading']}"
+
+
+def test_a_log_line_that_is_quoted_is_the_one_that_is_logged() -> None:
+    logged = re.findall(r'"(Nothing is sent [^"]+)"', (ROOT / "airflow_llm_provider/batch/reporter.py").read_text())
+    quoted = {line for page in PAGES for line in re.findall(r"`(Nothing is sent [^`]+)`", page.read_text())}
+    assert quoted == {line.replace("%s", "…") for line in logged}
+
+
+def test_every_field_of_progress_is_described(stub: StubVLLM, tmp_path: Path) -> None:
+    run(job_of(stub, write_rows(tmp_path / "in.jsonl", texts(1))), RunStore(f"file://{tmp_path}/out"))
+    progress = orjson.loads((tmp_path / "out/_run/progress.json").read_bytes())
+    _, _, text = (ROOT / "docs/run-format.md").read_text().partition("\n## `progress.json`\n")
+    described, of_servers = text.partition("\n## ")[0].split("Each of `servers` has")
+    assert names(described) == list(progress)
+    assert names(of_servers) == list(progress["servers"][0])
+
+
+def names(text: str) -> list[str]:
+    """What a table's first column names in backticks."""
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    return [name for row in rows for name in re.findall(r"`(\w+)`", row)]
