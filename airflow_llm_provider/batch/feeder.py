@@ -7,6 +7,7 @@ what is sent when.
 from __future__ import annotations
 
 import asyncio
+import logging
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from airflow_llm_provider.core.spread import Spread
     from airflow_llm_provider.storage.journal import Journal
     from airflow_llm_provider.storage.source import Source, SourceRow
+
+log = logging.getLogger(__name__)
 
 BLOCK_ROWS = 128
 """Rows read and rendered per visit to a thread: enough to make the visit cheap, few enough to share the GIL."""
@@ -81,6 +84,8 @@ class Feeder:
             await self._room_for(chunk)
             journalled = await asyncio.to_thread(self._journal.load, chunk.number)
             opened = self._ledger.open_chunk(chunk, journalled)
+            if journalled:
+                log.info("Chunk %d: %d of its %d rows lie in the journal", chunk.number, len(journalled), chunk.rows)
             self._recorder.opened(opened)
             if not opened.complete:
                 await self._feed(self._source.rows(self._snapshot, chunk), frozenset(opened.settled))

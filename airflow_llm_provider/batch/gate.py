@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from airflow_llm_provider.batch.clock import utc_now
+from airflow_llm_provider.core.circuit import State
 from airflow_llm_provider.core.progress import duration
 from airflow_llm_provider.core.release import Cause, Hold, Release, decide
 from airflow_llm_provider.exceptions import ConfigurationError, RunStoppedError
@@ -51,12 +52,23 @@ class RunHeld(Exception):  # noqa: N818 - no error: the run waits
     Attributes:
         hold: why, and until when.
         remaining_s: how long the rest would take at the pace measured; None where there is none.
+        drained_until: the close before which nothing more fits; until then the window is open, and it is of no use.
+        released: whether batch was released at all in this stretch.
     """
 
-    def __init__(self, hold: Hold, *, remaining_s: float | None = None) -> None:
+    def __init__(
+        self,
+        hold: Hold,
+        *,
+        remaining_s: float | None = None,
+        drained_until: datetime | None = None,
+        released: bool = False,
+    ) -> None:
         super().__init__(hold.reason)
         self.hold = hold
         self.remaining_s = remaining_s
+        self.drained_until = drained_until
+        self.released = released
 
 
 class Held(Protocol):
@@ -122,6 +134,7 @@ class Gate:
         self._running = False
         self._held_since: datetime | None = None
         self._done_before = ledger.totals.done
+        self._ever_released = False
         self._released_at: datetime | None = None
         self._released_for = timedelta()
 
@@ -146,7 +159,7 @@ class Gate:
         left_s = (decision.until - now).total_seconds() - CLOSE_MARGIN_S
         over = left_s < self._dispatcher.durations.predicted_s() and self._dispatcher.in_flight == 0
         if over or left_s <= 0:
-            self._hold(beyond, now)
+            self._hold(beyond, now, drained_until=decision.until)
             return CONTROL_PERIOD_S
         self._release(decision, now, closes_s=loop_s + left_s)
         return min(CONTROL_PERIOD_S, left_s)
@@ -173,10 +186,11 @@ class Gate:
         self.held = None
         self._running, self._held_since = not release.capped, None
         self._count(now)
-        self._released_at = now
+        self._ever_released = True
+        self._released_at = now if self._dispatcher.circuit.state is State.UP else None  # it could not have worked
         self._runner.release(limit=release.limit, closes_s=closes_s)
 
-    def _hold(self, hold: Hold, now: datetime) -> None:
+    def _hold(self, hold: Hold, now: datetime, *, drained_until: datetime | None = None) -> None:
         flying = self._dispatcher.in_flight
         fate = f"; {flying} requests in flight {'are given up' if hold.yields else 'may end'}" if flying else ""
         self._say(f"On hold: {hold.reason}{fate}", about=(hold.cause, hold.until))
@@ -187,7 +201,7 @@ class Gate:
             self._held_since = now
         self._runner.hold(yields=hold.yields)
         if self._dispatcher.in_flight == 0 and self._is_long(hold, now):
-            self._leave(hold)
+            self._leave(hold, drained_until)
         else:
             self._runner.stay()
 
@@ -198,7 +212,7 @@ class Gate:
             return (hold.until - now).total_seconds() > SHORT_WAIT_S
         return hold.cause is Cause.WINDOW or (now - self._held_since).total_seconds() >= SHORT_WAIT_S
 
-    def _leave(self, hold: Hold) -> None:
+    def _leave(self, hold: Hold, drained_until: datetime | None) -> None:
         windows = self._terms.windows
         if hold.cause is Cause.WINDOW and windows is not None and self._ledger.totals.done == self._done_before:
             opening = windows.at(self._now() - self._released_for) if self._released_for else None
@@ -210,7 +224,10 @@ class Gate:
                     )
                 )
                 return
-        self._runner.end(held(hold, remaining_s=self._remaining_s()))
+        error = held(hold, remaining_s=self._remaining_s())
+        if isinstance(error, RunHeld):
+            error.drained_until, error.released = drained_until, self._ever_released
+        self._runner.end(error)
 
     def _count(self, now: datetime) -> None:
         if self._released_at is not None:
@@ -249,6 +266,7 @@ async def await_release(
         if stop.reason is not None:
             raise RunStoppedError(f"{stop.reason}: this try had sent nothing yet")
         if decision.until is None or (left_s := (decision.until - now()).total_seconds()) > SHORT_WAIT_S:
+            log.info("On hold: %s", decision.reason)
             raise held(decision, remaining_s=remaining_s)
         log.info("On hold: %s", decision.reason)
         await asyncio.sleep(min(CONTROL_PERIOD_S, max(left_s, 0.05)))

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 LOG_INTERVAL_S = 10.0
 PROGRESS_INTERVAL_S = 2.0
+FIRST_S = 0.5
 
 
 class Reporter:
@@ -69,13 +70,14 @@ class Reporter:
         """Report until cancelled."""
         loop = asyncio.get_running_loop()
         next_log = loop.time() + LOG_INTERVAL_S
+        await asyncio.sleep(FIRST_S)  # until what earlier tries journalled is counted
         while True:
             now = loop.time()
             pace = self._pace(now)
             await self._write(pace, now)
             self._log_states(now)
             if now >= next_log:
-                log.info("%s, %d in flight", pace, self._spread.in_flight)
+                log.info("%s", self._words(pace))
                 next_log = now + LOG_INTERVAL_S
             await asyncio.sleep(PROGRESS_INTERVAL_S)
 
@@ -83,16 +85,24 @@ class Reporter:
         """The last word of a try."""
         now = asyncio.get_running_loop().time()
         pace = self._pace(now)
-        log.info("%s", pace)
+        log.info("%s", self._words(pace))
         await self._write(pace, now)
+
+    def _words(self, pace: Pace) -> str:
+        held = [gate.held for gate in self.gates if gate.held is not None]
+        if held and len(held) == len(self.gates):
+            return f"{pace.done:,}/{pace.total:,} rows, on hold: {held[0].reason}"
+        return f"{pace}, {self._spread.in_flight} in flight"
 
     def _pace(self, now: float) -> Pace:
         totals = self._ledger.totals
+        here = self._ledger.settled_here
         pace = self._meter.sample(
             now=now,
             done=totals.done,
             total=self._ledger.plan.total_rows,
-            completion_tokens=totals.usage.completion_tokens,
+            settled=here.done,
+            completion_tokens=here.usage.completion_tokens,
         )
         if pace.eta_s is not None:  # a hold makes the pace unknown, and not what it was
             self._eta_s = pace.eta_s

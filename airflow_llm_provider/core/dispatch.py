@@ -58,7 +58,7 @@ class Dispatcher:
         if limit < 1 or max_attempts < 1:
             raise ConfigurationError(f"max_in_flight ({limit}) and max_attempts ({max_attempts}) must be 1 or more")
         self.limit = limit
-        self.in_flight = 0
+        self.in_flight = 0  # sequences: a request for several answers counts as so many
         self.circuit = circuit
         self.durations = RowDurations()
         self.held = False
@@ -196,8 +196,12 @@ class Dispatcher:
         due_s = self._queue.due_s(now)
         most = self.limit if self.share is None else min(self.limit, self.share)
         room = most - self.in_flight if self.fits(now) else 0
-        if tickets := self._try(room, now) if state is State.TRIAL else self._queue.take(room):
-            self.in_flight += len(tickets)
+        if state is State.TRIAL:
+            tickets = self._try(room, now)
+        else:
+            tickets = self._queue.take(room, idle=self.in_flight == 0)
+        if tickets:
+            self.in_flight += sum(ticket.request.sequences for ticket in tickets)
             for ticket in tickets:
                 ticket.sends += 1
                 ticket.sent_s = now
@@ -219,7 +223,7 @@ class Dispatcher:
         return tickets
 
     def _landed(self, ticket: Ticket) -> None:
-        self.in_flight -= 1
+        self.in_flight -= ticket.request.sequences
         self._queue.landed(ticket)
         if ticket is self._trial:
             self._trial = None

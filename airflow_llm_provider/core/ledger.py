@@ -124,6 +124,8 @@ class Ledger:
         self.committed: dict[int, ChunkSummary] = dict(committed)
         self.open: dict[int, OpenChunk] = {}
         self.totals = Totals()
+        self.settled_here = Totals()
+        """Of these, what this try settled; its pace says nothing of what it found."""
         self.unjournalled_rows = 0
         for summary in committed.values():
             self.totals.succeeded += summary.succeeded
@@ -158,6 +160,7 @@ class Ledger:
         opened.unjournalled.append(index)
         self.unjournalled_rows += 1
         self._count(settled)
+        self._count(settled, self.settled_here)
         return opened
 
     def journalled(self, opened: OpenChunk, indices: list[int]) -> None:
@@ -181,9 +184,10 @@ class Ledger:
         """Rows in open chunks: what memory is spent on."""
         return sum(opened.chunk.rows for opened in self.open.values())
 
-    def _count(self, settled: SettledLine) -> None:
+    def _count(self, settled: SettledLine, totals: Totals | None = None) -> None:
+        totals = self.totals if totals is None else totals
         if settled.status is Status.SUCCEEDED:
-            self.totals.succeeded += 1
+            totals.succeeded += 1
         else:
-            self.totals.errored += 1
-        self.totals.usage += settled.usage
+            totals.errored += 1
+        totals.usage += settled.usage

@@ -45,14 +45,23 @@ class PaceMeter:
     def __init__(self) -> None:
         self._samples: deque[tuple[float, int, int]] = deque()
 
-    def sample(self, *, now: float, done: int, total: int, completion_tokens: int) -> Pace:
-        """Take in the totals at `now` (monotonic seconds) and say where the run stands."""
-        self._samples.append((now, done, completion_tokens))
+    def sample(self, *, now: float, done: int, total: int, settled: int | None = None, completion_tokens: int) -> Pace:
+        """Take in the totals at `now` (monotonic seconds) and say where the run stands.
+
+        Args:
+            now: monotonic seconds.
+            done: rows with an outcome, those of earlier tries included.
+            total: rows of the run.
+            settled: rows that this try settled, which the pace is made of; None: `done` is.
+            completion_tokens: of the rows that the pace is made of.
+        """
+        settled = done if settled is None else settled
+        self._samples.append((now, settled, completion_tokens))
         while len(self._samples) > 2 and now - self._samples[1][0] >= RATE_WINDOW_S:  # noqa: PLR2004 - keep two
             self._samples.popleft()
-        then, done_then, tokens_then = self._samples[0]
+        then, settled_then, tokens_then = self._samples[0]
         elapsed_s = now - then
-        rows_per_s = (done - done_then) / elapsed_s if elapsed_s > 0 else 0.0
+        rows_per_s = (settled - settled_then) / elapsed_s if elapsed_s > 0 else 0.0
         tokens_per_s = (completion_tokens - tokens_then) / elapsed_s if elapsed_s > 0 else 0.0
         eta_s = (total - done) / rows_per_s if rows_per_s > 0 else None
         return Pace(done=done, total=total, rows_per_s=rows_per_s, tokens_per_s=tokens_per_s, eta_s=eta_s)

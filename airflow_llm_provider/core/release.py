@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 ESTIMATE_MARGIN = 1.25
 """What is left is taken to need a quarter more time than the pace so far says, where a deadline hangs on it."""
 
+SOON = timedelta(days=3)
+
 NO_END_IN_SIGHT = timedelta(days=LOOK_DAYS - 1)
 """A window that is open for as long as windows look ahead has no close to drain before."""
 
@@ -153,14 +155,19 @@ def decide(
 def opens_early(now: datetime, terms: Terms, *, opening: Opening | None, remaining_s: float | None) -> bool:
     """Whether the run would miss its deadline inside the window alone, and may run outside it therefore.
 
-    A deadline that is past opens nothing. Before any pace is known, only a deadline before the next opening does.
+    A deadline that is past opens nothing, nor does one beyond what windows look ahead. Before any pace is known, only
+    a deadline before the next opening does.
     """
     if terms.windows is None or terms.deadline is None or not terms.deadline_opens or terms.deadline <= now:
         return False
-    open_s = terms.windows.open_s(now, terms.deadline)
     if remaining_s is None:
-        return opening is None and open_s == 0
-    return open_s < remaining_s * ESTIMATE_MARGIN
+        upcoming = terms.windows.next(now)
+        return opening is None and (upcoming is None or upcoming.opens >= terms.deadline)
+    needed_s = remaining_s * ESTIMATE_MARGIN
+    for horizon in SOON, timedelta(days=LOOK_DAYS):  # asked every second: most runs fit into the next nights
+        if terms.windows.open_s(now, min(terms.deadline, now + horizon)) >= needed_s:
+            return False
+    return terms.deadline <= now + timedelta(days=LOOK_DAYS)
 
 
 def _closed(now: datetime, windows: Windows) -> Hold:

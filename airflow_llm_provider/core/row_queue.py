@@ -106,14 +106,24 @@ class RowQueue:
         """The head, if there is one."""
         return [self._ready.popleft()] if self._ready else self.take(1)
 
-    def take(self, amount: int) -> list[Ticket]:
-        """Up to `amount` tickets, at most one of them of those that go alone."""
+    def take(self, room: int, *, idle: bool = False) -> list[Ticket]:
+        """Tickets for `room` sequences, at most one of them of those that go alone.
+
+        Args:
+            room: a request for several answers takes as many.
+            idle: nothing is in flight: one ticket may go that asks for more than there is room for.
+        """
         tickets: list[Ticket] = []
-        if amount > 0 and self._suspects and self._alone is None:
+        if room > 0 and self._suspects and self._alone is None:
             self._alone = self._suspects.popleft()
             tickets.append(self._alone)
-        while self._ready and len(tickets) < amount:
+            room -= self._alone.request.sequences
+        while self._ready and room > 0:
+            sequences = self._ready[0].request.sequences
+            if sequences > room and (tickets or not idle):
+                break
             tickets.append(self._ready.popleft())
+            room -= sequences
         return tickets
 
     def landed(self, ticket: Ticket) -> None:

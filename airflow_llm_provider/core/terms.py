@@ -50,7 +50,7 @@ class Promise:
         servers: how many servers there are.
         slots: ``max_num_seqs`` of each.
         max_in_flight: requests in flight at most, per task.
-        headroom: sequences left free for real-time, at least; None: the table's.
+        headroom: sequences of each server left free for real-time, at least; None: the table's.
         priority: vLLM's, the most urgent that batch may ask for; None: the table's.
         early_for_deadline: whether a burst's deadline may open the window early.
         hold: why batch is held now; None while the hold switch is off.
@@ -171,7 +171,7 @@ def agree(asked: Asked, promise: Promise, *, connection: str, now: datetime) -> 
         deadline=deadline,
         deadline_opens=policy.deadline_opens and promise.early_for_deadline,
         gated=gated,
-        on_unknown=promise.on_unknown,
+        on_unknown=promise.on_unknown if "window" in asked.gates else "hold",  # a sensor caps nothing that follows it
         unknown_limit=promise.unknown_limit,
         unknown_grace_s=promise.sampling_period_s,
     )
@@ -244,26 +244,25 @@ def _deadline(asked: Asked, workload: Workload) -> datetime | None:
         raise ConfigurationError(f"deadline is for workload {str(Workload.BURST_BATCH)!r}; this is {str(workload)!r}")
     try:
         deadline = datetime.fromisoformat(asked.deadline)
-    except ValueError as error:
+        if deadline.tzinfo is not None:
+            return deadline.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise ConfigurationError(
             f"deadline is {asked.deadline!r}; write a moment in ISO 8601 with its zone, like 2026-11-24T18:00:00+00:00"
         ) from error
-    if deadline.tzinfo is None:
-        raise ConfigurationError(f"deadline {asked.deadline!r} has no time zone; add one, like {asked.deadline}+00:00")
-    return deadline.astimezone(UTC)
+    raise ConfigurationError(f"deadline {asked.deadline!r} has no time zone; write one like 2026-11-24T18:00:00+00:00")
 
 
 def _headroom(asked: Asked, promise: Promise, policy: Policy, connection: str) -> Effective[int]:
-    least = promise.headroom
+    table = policy.headroom_of(promise.slots)
+    least = table if promise.headroom is None else promise.headroom
     if asked.headroom is not None:
         if asked.headroom < 0:
             raise ConfigurationError(f"headroom must be 0 or more sequences, not {asked.headroom}")
-        if least is not None and asked.headroom < least:
+        if asked.headroom < least:
             raise _more_than_allowed("headroom", str(asked.headroom), f"at least {least}", connection)
         return Effective("headroom", asked.headroom, "DAG")
-    if least is not None:
-        return Effective("headroom", least, f"connection {connection}")
-    return Effective("headroom", policy.headroom_of(promise.slots), "placement")
+    return Effective("headroom", least, "placement" if promise.headroom is None else f"connection {connection}")
 
 
 def _priority(asked: Asked, promise: Promise, policy: Policy, connection: str) -> Effective[int | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 log = logging.getLogger(__name__)
+
+GUARDS: Final = ("window", "objective", "placement", "hold", "headroom", "priority", "max_in_flight")
 
 EXTRA_KEYS: Final = (
     "model",
@@ -99,6 +102,7 @@ class _Reader:
             raise self.bad(
                 "login", values.NOT_SHOWN, "leave it empty; the API key goes in the password (vllm://:KEY@host)"
             )
+        self._check_spelling(extra)
         api_key = self._api_key(connection.password)
         given: dict[str, Any] = {
             "slots": self._slots(extra.get("slots")),
@@ -125,6 +129,12 @@ class _Reader:
             extra_headers=self._headers(extra.get("extra_headers"), api_key=api_key),
             **{name: value for name, value in given.items() if value is not None},
         )
+
+    def _check_spelling(self, extra: Mapping[str, Any]) -> None:
+        """Refuse what is nearly the name of a field that holds batch back: ignored, it would hold nothing."""
+        for key in set(extra) - set(EXTRA_KEYS):
+            if meant := get_close_matches(key, GUARDS, n=1, cutoff=0.8):
+                raise self.bad(f"extra.{key}", "no field", f"write {meant[0]}, if that is meant, or leave it out")
 
     def bad(self, field: str, shown: str, advice: str) -> ConfigurationError:
         return ConfigurationError(f"Connection {self._conn_id!r}: {field} is {shown}; {advice}")

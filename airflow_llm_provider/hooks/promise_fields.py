@@ -13,6 +13,7 @@ from airflow_llm_provider.core.terms import Promise
 from airflow_llm_provider.core.window_text import EXAMPLE, parse_windows
 from airflow_llm_provider.core.workload import Placement, placement_of
 from airflow_llm_provider.exceptions import ConfigurationError
+from airflow_llm_provider.hooks.values import kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -109,7 +110,7 @@ def _switch(field: str, value: Any, bad: Callable[[str, str, str], Configuration
     if value is True:
         return "no reason is given"
     if not isinstance(value, str):
-        raise bad(f"extra.{field}", repr(value), "write true, false, or the reason as text")
+        raise bad(f"extra.{field}", kind(value), "write true, false, or the reason as text")
     word = value.strip()
     if word.lower() in _SWITCHED_OFF:
         return None

@@ -7,6 +7,7 @@ read out of them (`operators.reading`), how a batch is run (`batch.execution`) o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import BaseOperator, BaseOperatorLink
@@ -28,7 +29,13 @@ from airflow_llm_provider.operators.effective import configured
 from airflow_llm_provider.operators.marker import RunMarker
 from airflow_llm_provider.operators.paths import browse_link
 from airflow_llm_provider.operators.placing import place, place_mapped
-from airflow_llm_provider.operators.reading import CHUNK_ROWS, asked_by, read_job, request_spec
+from airflow_llm_provider.operators.reading import (
+    CHUNK_ROWS,
+    asked_by,
+    read_job,
+    request_spec,
+    unknown_alert_after,
+)
 from airflow_llm_provider.storage.manifest import for_xcom
 from airflow_llm_provider.storage.store import RunStore
 from airflow_llm_provider.triggers.release import ReleaseTrigger
@@ -213,7 +220,7 @@ class LLMBatchOperator(BaseOperator):
         try:
             return for_xcom(self._run(context, self._switch))
         except RunHeld as held:
-            return self._waiting(held)
+            return self._waiting(context, held)
         except EmptySourceSkip as skip:
             raise AirflowSkipException(str(skip)) from None
         except NoRetryError as error:
@@ -233,32 +240,40 @@ class LLMBatchOperator(BaseOperator):
         if event["event"] == "lost":
             raise AirflowException(str(event["reason"]))
         if event["event"] == "unknown":
-            self._alert(context, event)
-            asked = asked_by(self).as_dict()
+            self._alert(context, since=event["since"], reason=event["reason"])
             trigger = ReleaseTrigger(
                 vllm_conn_id=self.vllm_conn_id,
-                asked=asked,
+                asked=asked_by(self).as_dict(),
                 remaining_s=event["remaining_s"],
                 recovering=True,
                 unknown_since=event["since"],
                 alerted=True,
             )
             self.defer(trigger=trigger, method_name="resume")
+        self._unknown = (event.get("unknown_since"), bool(event.get("alerted")))
         return self.execute(context)
 
-    def _waiting(self, held: RunHeld) -> ReleaseTrigger:
-        unknown = held.hold.cause is Cause.UNKNOWN
+    def _waiting(self, context: Context, held: RunHeld) -> ReleaseTrigger:
+        since, alerted = None, False
+        if held.hold.cause is Cause.UNKNOWN:
+            since, alerted = (None, False) if held.released else getattr(self, "_unknown", (None, False))
+            since = since or utc_now().isoformat()
+            if not alerted and utc_now() - datetime.fromisoformat(since) >= unknown_alert_after(self):
+                self._alert(context, since=since, reason=held.hold.reason)  # the triggerer may well read what we cannot
+                alerted = True
         return ReleaseTrigger(
             vllm_conn_id=self.vllm_conn_id,
             asked=asked_by(self).as_dict(),
             remaining_s=held.remaining_s,
-            recovering=unknown or held.hold.cause is Cause.OBJECTIVE,
-            unknown_since=utc_now().isoformat() if unknown else None,
+            recovering=held.hold.cause in (Cause.UNKNOWN, Cause.OBJECTIVE),
+            not_before=held.drained_until.isoformat() if held.drained_until is not None else None,
+            unknown_since=since,
+            alerted=alerted,
         )
 
-    def _alert(self, context: Context, event: dict[str, Any]) -> None:
+    def _alert(self, context: Context, *, since: str, reason: str) -> None:
         """Say that nobody knows how real-time does: a broken metric must not be a silent night."""
-        words = f"Batch has been held since {event['since']}, and nobody knows how real-time does: {event['reason']}"
+        words = f"Batch has been held since {since}, and nobody knows how real-time does: {reason}"
         self.log.error(words)
         callbacks = self.on_unknown_callback
         if not callbacks:
@@ -285,7 +300,7 @@ class LLMBatchOperator(BaseOperator):
         if self.window is not None:
             parse_windows(self.window)
         asked_by(self)
-        for name in ("chunk_rows", "max_in_flight", "headroom"):
+        for name, least in (("chunk_rows", 1), ("max_in_flight", 1), ("headroom", 0)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ConfigurationError(f"{name} must be a whole number of 1 or more, not {value!r}")
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise ConfigurationError(f"{name} must be a whole number of {least} or more, not {value!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.configuration import AIRFLOW_HOME
@@ -54,14 +55,28 @@ def asked_by(operator: LLMBatchOperator) -> Asked:
         workload=operator.workload,
         placement=operator.placement,
         window=operator.window,
-        deadline=operator.deadline or None,  # a template may render to nothing
+        deadline=_moment(operator.deadline),
         max_in_flight=operator.max_in_flight,
         pool_in_flight=pool_in_flight(operator.pool_slots),
         default_in_flight=MAX_IN_FLIGHT if default is None else default,
         default_set_by="default" if default is None else set_by,
         headroom=operator.headroom,
-        priority=(operator.extra_body or {}).get("priority"),
+        priority=_priority(operator.extra_body or {}),
     )
+
+
+def _moment(deadline: Any) -> str | None:
+    """As text; a template may render to nothing, and a DAG may name a datetime."""
+    if isinstance(deadline, datetime):
+        return deadline.isoformat()
+    return str(deadline) if deadline else None
+
+
+def _priority(extra_body: Mapping[str, Any]) -> int | None:
+    priority = extra_body.get("priority")
+    if priority is None or (isinstance(priority, int) and not isinstance(priority, bool)):
+        return priority
+    raise ConfigurationError(f"extra_body: priority must be a whole number, not {priority!r}")
 
 
 def request_spec(operator: LLMBatchOperator, context: Mapping[str, Any]) -> RequestSpec:
@@ -130,6 +145,12 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
     return job, uri
 
 
+def unknown_alert_after(operator: LLMBatchOperator) -> timedelta:
+    """How long latency may be unreadable before somebody is told, by the connection."""
+    latency = VLLMHook(operator.vllm_conn_id).get_settings().latency
+    return timedelta.max if latency is None else timedelta(seconds=latency.unknown_alert_s)
+
+
 def _effective(
     operator: LLMBatchOperator,
     endpoint: EndpointSettings,
@@ -158,6 +179,10 @@ def _effective(
         Effective("result_path", uri, "DAG" if operator.result_path is not None else base_set_by),
         first_set("results_link", [configured("results_link", str)], "{uri}"),
         *agreement.values,
+        *_watching(endpoint, agreement, connection),
+        Effective("pool", f"{operator.pool}, {operator.pool_slots} slots", "DAG or provider configuration"),
+        first_set("requests_per_slot", [configured("requests_per_slot", int)], None),
+        Effective("priority_weight", operator.priority_weight, "DAG or workload"),
         from_dag("chunk_rows", operator.chunk_rows, CHUNK_ROWS),
         from_dag("max_error_rate", operator.max_error_rate, 0.1),
         from_dag("on_stale", operator.on_stale, "fail"),
@@ -171,6 +196,18 @@ def _effective(
         of_connection("request_timeout_s"),
         of_connection("verify"),
         replace(of_connection("extra_headers"), value=sorted(endpoint.extra_headers)),
+    ]
+
+
+def _watching(endpoint: EndpointSettings, agreement: Agreement, connection: str) -> list[Effective[Any]]:
+    """Where real-time's latency is read, where it is."""
+    latency = endpoint.latency
+    if latency is None or not agreement.terms.gated:
+        return []
+    names = ("sampling_period_s", "healthy_for_s", "on_unknown", "unknown_limit", "unknown_alert_s")
+    return [
+        Effective("latency_source", str(latency.source), connection),
+        *(Effective(name, getattr(latency, name), connection) for name in names),
     ]
 
 

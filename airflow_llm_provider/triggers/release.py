@@ -42,7 +42,8 @@ PATIENCE_S = 300.0
 class ReleaseTrigger(BaseTrigger):
     """Fires once, when batch may run or waiting makes no sense. The event's ``event`` says which.
 
-    ``released``: it may; ``reason`` says why.
+    ``released``: it may; ``reason`` says why. It hands back `unknown_since` and `alerted` as they were given, for a
+    task that cannot read what the triggerer can.
     ``unknown``: real-time's latency has been unreadable for the connection's ``unknown_alert_s``: ``since``, ``reason``
     ``error``: waiting on makes no sense, as where the DAG asks for more than the connection allows; ``reason``.
     ``lost``: the connection could not be read for `PATIENCE_S`; ``reason``.
@@ -52,6 +53,8 @@ class ReleaseTrigger(BaseTrigger):
         asked: what the DAG asked for (`core.terms.Asked.as_dict`).
         remaining_s: how long the rest of the run takes at the pace measured; None where nobody knows.
         recovering: real-time was not well when the task began to wait, so it must have been well for a while again.
+        not_before: the close before which nothing more fits, UTC ISO 8601; None where there is none. Until then the
+            open window releases nothing.
         unknown_since: since when latency has been unreadable, UTC ISO 8601; None where it was not.
         alerted: the alert about that has been raised already.
     """
@@ -63,6 +66,7 @@ class ReleaseTrigger(BaseTrigger):
         asked: dict[str, Any],
         remaining_s: float | None = None,
         recovering: bool = False,
+        not_before: str | None = None,
         unknown_since: str | None = None,
         alerted: bool = False,
     ) -> None:
@@ -71,10 +75,12 @@ class ReleaseTrigger(BaseTrigger):
         self.asked = asked
         self.remaining_s = remaining_s
         self.recovering = recovering
+        self.not_before = not_before
         self.unknown_since = unknown_since
         self.alerted = alerted
         self._watches: dict[str, LatencyWatch] = {}
         self._watching: list[asyncio.Task[None]] = []
+        self._unknown_before, self._alerted_before = unknown_since, alerted
         self._puzzled_since: datetime | None = None
         self._said: object = None
 
@@ -87,6 +93,7 @@ class ReleaseTrigger(BaseTrigger):
                 "asked": self.asked,
                 "remaining_s": self.remaining_s,
                 "recovering": self.recovering,
+                "not_before": self.not_before,
                 "unknown_since": self.unknown_since,
                 "alerted": self.alerted,
             },
@@ -97,9 +104,12 @@ class ReleaseTrigger(BaseTrigger):
         loop = asyncio.get_running_loop()
         started_s = loop.time()
         try:
-            while (event := await self._look()) is None:  # noqa: ASYNC110 - what it waits for is the clock's and others'
-                await asyncio.sleep(POLL_S)
-            await asyncio.sleep(max(0.0, MINIMUM_S - (loop.time() - started_s)))
+            while True:
+                event = await self._look()
+                early_s = MINIMUM_S - (loop.time() - started_s)
+                if event is not None and early_s <= 0:
+                    break
+                await asyncio.sleep(POLL_S if event is None else min(POLL_S, early_s))  # and look again: things change
             yield TriggerEvent(event)  # type: ignore[no-untyped-call] # Airflow's has no types
         finally:
             self._stop_watching()
@@ -121,10 +131,17 @@ class ReleaseTrigger(BaseTrigger):
         urls = settings.base_urls if settings else ("",)
         decisions = [self._decide(agreement.terms, settings, url, now) for url in urls]
         released = next((each for each in decisions if isinstance(each, Release)), None)
+        if released is not None and self._drained(now):
+            self._say(f"Waiting for the close at {self.not_before}, before which nothing more fits", about="drained")
+            return None
         if released is not None:  # one server that may be sent requests is enough to go on
-            self.log.info("Released: %s", released.reason)
-            return {"event": "released", "reason": released.reason}
+            self._say(f"Released: {released.reason}", about="released")
+            carried = {"unknown_since": self._unknown_before, "alerted": self._alerted_before}
+            return {"event": "released", "reason": released.reason, **carried}
         return self._waiting([each for each in decisions if isinstance(each, Hold)], settings, now)
+
+    def _drained(self, now: datetime) -> bool:
+        return self.not_before is not None and now < datetime.fromisoformat(self.not_before)
 
     def _puzzled(self, error: Exception, now: datetime) -> dict[str, Any] | None:
         """What cannot be read or makes no sense may do so in a moment; nothing is released meanwhile."""
@@ -170,7 +187,7 @@ class ReleaseTrigger(BaseTrigger):
         return self._alert_due(settings.latency, reasons, now)
 
     def _alert_due(self, latency: LatencySettings, reasons: str, now: datetime) -> dict[str, Any] | None:
-        """The event that tells of a latency that nobody can read; once, until it has been well again for long enough."""
+        """The event that tells of a latency that nobody can read; once, until it has been well for long enough."""
         standings = [watch.standing for watch in self._watches.values() if watch.standing is not None]
         if not standings:
             return None

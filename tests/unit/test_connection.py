@@ -249,6 +249,13 @@ def test_unknown_keys_are_one_warning_that_names_them_and_the_known_ones(caplog)
     assert SECRET not in record.getMessage()
 
 
+@pytest.mark.parametrize(("key", "meant"), [("windw", "window"), ("objectives", "objective"), ("headrom", "headroom")])
+def test_what_is_nearly_a_guard_is_an_error_and_not_ignored(key, meant):
+    """A typo there would let batch run as if nothing had been said."""
+    with pytest.raises(ConfigurationError, match=rf"extra\.{key} is no field; write {meant}"):
+        read_connection(connection("http://gpu1:8000", json.dumps({key: "x"})))
+
+
 def test_unknown_keys_are_warned_of_once_and_not_at_every_read(caplog):
     first, other = connection(extra={"modle": "a"}), connection(extra={"modle": "b", "slot": 8})
     second = Connection(conn_id="llm2", conn_type="vllm", host="http://gpu1:8000", extra='{"modle": "a"}')

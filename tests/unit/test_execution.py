@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from batch_fakes import IDENTITY, KilledStore, Try, job_of, kept_indices, part_lines, run, texts, write_rows
 
+from airflow_llm_provider.batch import reporter
 from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.batch.execution import EmptySourceSkip
 from airflow_llm_provider.batch.stop import StopSwitch
@@ -641,7 +642,10 @@ class StoppingStore(RunStore):
 
 
 @pytest.mark.parametrize("prefix", ["_run/run.json", "_run/progress.json", "_run/journal"])
-def test_stopped_at_some_moment_what_settled_is_kept(stub: StubVLLM, tmp_path: Path, folder: Path, prefix: str) -> None:
+def test_stopped_at_some_moment_what_settled_is_kept(
+    stub: StubVLLM, tmp_path: Path, folder: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporter, "FIRST_S", 0.0)
     source = write_rows(tmp_path / "rows.jsonl", texts(60))
     stub.behaviour.delay_s = 0.01
     stop = StopSwitch()

@@ -13,6 +13,7 @@ from airflow_llm_provider.batch import gate as gate_module
 from airflow_llm_provider.batch.gate import CLOSE_MARGIN_S, SHORT_WAIT_S, Gate, RunHeld, await_release
 from airflow_llm_provider.batch.stop import StopSwitch
 from airflow_llm_provider.batch.switch import HoldSwitch
+from airflow_llm_provider.core.circuit import State
 from airflow_llm_provider.core.drain import UNMEASURED_S
 from airflow_llm_provider.core.objective import Health, Standing
 from airflow_llm_provider.core.release import Cause, Terms
@@ -38,6 +39,7 @@ class World:
         self.predicted_s = UNMEASURED_S
         self.durations = SimpleNamespace(predicted_s=self.bounded_s, at_most_s=float("inf"))
         self.done = 0
+        self.circuit = SimpleNamespace(state=State.UP)
         self.switch = HoldSwitch(lambda: None)
         self.gate = Gate(
             terms,
@@ -203,6 +205,29 @@ def test_rows_that_take_longer_than_their_window_are_tried_all_the_same_and_then
         if world.ended:
             break
     assert isinstance(world.ended[0], ConfigurationError)
+
+
+def test_a_server_that_was_down_for_a_whole_window_says_nothing_about_the_rows() -> None:
+    world = World(replace(NIGHTLY, windows=parse_windows("23:00-23:10 Europe/London")), OPENS)
+    world.circuit.state = State.DOWN
+    for _ in range(600):
+        world.step(1)
+        if world.ended:
+            break
+    assert type(world.ended[0]) is RunHeld
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_whoever_leaves_before_the_close_says_until_when_the_open_window_is_of_no_use(*, released: bool) -> None:
+    world = World(NIGHTLY, CLOSES - timedelta(seconds=60))
+    world.predicted_s = 1 if released else 90
+    world.step()
+    world.predicted_s = 90
+    world.step(1)
+    held = world.ended[0]
+    assert isinstance(held, RunHeld)
+    assert (held.drained_until, held.released) == (CLOSES, released)
+    assert held.hold.until == OPENS + timedelta(days=1)
 
 
 def test_a_capped_release_does_not_count_as_running() -> None:

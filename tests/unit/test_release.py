@@ -175,6 +175,17 @@ class TestDeadline:
         assert ask(terms, LATE, remaining_s=9 * 3600).until == terms.deadline
         assert ask(terms, LATE, remaining_s=3600).until == CLOSES
 
+    @pytest.mark.parametrize("year", [2030, 9999])
+    def test_one_beyond_what_windows_look_ahead_opens_nothing(self, year: int) -> None:
+        far = replace(self.burst, deadline=datetime(year, 12, 31, 23, 59, 59, tzinfo=UTC))
+        assert isinstance(ask(far, remaining_s=3600), Hold)
+        assert isinstance(ask(far, remaining_s=10**9), Hold)
+
+    def test_the_next_nights_are_enough_for_most(self) -> None:
+        week = replace(self.burst, deadline=NOON + timedelta(days=7))
+        assert isinstance(ask(week, remaining_s=40 * 3600), Hold), "seven nights of 8 h"
+        assert isinstance(ask(week, remaining_s=50 * 3600), Release)
+
     def test_real_time_still_comes_first(self) -> None:
         terms = replace(self.burst, deadline=NOON + timedelta(hours=1), gated=True)
         assert isinstance(ask(terms, standing=standing(Health.VIOLATED)), Hold)

@@ -84,6 +84,30 @@ async def test_fires_when_the_window_opens(world: World) -> None:
     assert world.now == datetime(2026, 11, 24, 23, tzinfo=UTC)
 
 
+async def test_what_was_drained_waits_for_the_close_though_the_window_is_open(world: World) -> None:
+    world.now = datetime(2026, 11, 25, 6, 30, tzinfo=UTC)
+    world.step = timedelta(minutes=10)
+    close = datetime(2026, 11, 25, 7, tzinfo=UTC)
+    event = await fired(trigger_of(asked=Asked(window=NIGHT).as_dict(), not_before=close.isoformat()))
+    assert event["event"] == "released"
+    assert world.now >= datetime(2026, 11, 25, 23, tzinfo=UTC)
+
+
+async def test_what_it_found_is_looked_at_again_before_it_fires(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lives for a minimum, and what released at its beginning may be on hold at its end."""
+    monkeypatch.setattr(module, "MINIMUM_S", 0.2)
+    monkeypatch.setattr(module, "POLL_S", 0.05)
+    world.settings = lambda look: settings_of(Promise(hold="GPU swap" if 1 < look < 8 else None))
+    await fired(trigger_of())
+    assert world.looks >= 8
+
+
+async def test_a_release_hands_back_what_was_known_of_an_unreadable_latency(world: World) -> None:
+    since = NOON.isoformat()
+    event = await fired(trigger_of(unknown_since=since, alerted=True))
+    assert (event["unknown_since"], event["alerted"]) == (since, True)
+
+
 async def test_without_a_connection_the_window_is_enough(world: World) -> None:
     event = await fired(trigger_of(vllm_conn_id=None, asked=Asked(window=NIGHT, gates=("window",)).as_dict()))
     assert (event["event"], world.looks) == ("released", 0)

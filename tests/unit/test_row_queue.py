@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,7 @@ from airflow_llm_provider.core.row_queue import ALONE_FROM, RowQueue
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from airflow_llm_provider.core.request import RowRequest
     from airflow_llm_provider.core.row_queue import Ticket
 
 
@@ -102,3 +104,23 @@ def test_there_is_no_head_while_one_that_goes_alone_is_in_flight_and_only_such_a
     assert made.take_head() == []
     made.landed(first)
     assert made.head is second
+
+
+def wide(index: int, sequences: int) -> RowRequest:
+    return replace(request(index), sequences=sequences)
+
+
+def test_a_request_for_several_answers_takes_as_much_room() -> None:
+    made = RowQueue()
+    made.feed([wide(0, 4), wide(1, 3), wide(2, 2)])
+    assert taken(made, 8) == [0, 1]
+    assert taken(made, 1) == [], "it waits until there is room, and nobody passes it"
+    assert taken(made, 2) == [2]
+
+
+def test_one_that_is_wider_than_all_the_room_goes_alone() -> None:
+    made = RowQueue()
+    made.feed([wide(0, 9), wide(1, 1)])
+    assert taken(made, 8) == []
+    assert indices(made.take(8, idle=True)) == [0]
+    assert indices(made.take(8, idle=True)) == [1]

@@ -129,6 +129,13 @@ class TestPriorityAndHeadroom:
         with pytest.raises(ConfigurationError, match="0 or more"):
             agreed(headroom=-1)
 
+    def test_the_tables_headroom_is_a_floor_too(self) -> None:
+        promise = Promise(slots=256, placement=Placement.SHARED)
+        assert agreed(promise).terms.limit == agreed(promise, headroom=16).terms.limit == 240
+        with pytest.raises(ConfigurationError, match="headroom: the DAG asks for 1"):
+            agreed(promise, headroom=1)
+        assert agreed(headroom=0).terms.limit == 64
+
 
 def test_slots_are_each_servers() -> None:
     promise = Promise(servers=2, slots=100, headroom=16, placement=Placement.SHARED)

@@ -13,6 +13,7 @@ from airflow.sdk.exceptions import TaskDeferred
 from airflow_llm_provider.batch.gate import RunHeld
 from airflow_llm_provider.core.release import Cause, Hold
 from airflow_llm_provider.core.terms import Asked
+from airflow_llm_provider.exceptions import ConfigurationError
 from airflow_llm_provider.hooks.compat import AirflowException, AirflowFailException
 from airflow_llm_provider.operators import llm_batch
 from airflow_llm_provider.operators.llm_batch import LLMBatchOperator
@@ -96,7 +97,7 @@ def test_it_waits_for_what_it_was_asked_for(connect: Any, monkeypatch: pytest.Mo
         window="23:00-07:00 Europe/London",
         deadline="2026-11-24T18:00:00+00:00",
         pool_slots=2,
-        headroom=1,
+        headroom=20,
         extra_body={"priority": 70, "top_k": 3},
     )
     trigger = deferral_of(task.execute, context_of())
@@ -106,7 +107,7 @@ def test_it_waits_for_what_it_was_asked_for(connect: Any, monkeypatch: pytest.Mo
         window="23:00-07:00 Europe/London",
         deadline="2026-11-24T18:00:00+00:00",
         pool_in_flight=8,
-        headroom=1,
+        headroom=20,
         priority=70,
     )
 
@@ -155,6 +156,39 @@ def test_a_latency_that_stays_unknown_is_told_to_callbacks_and_waited_for_on(con
     ] * amount
     assert (trigger.alerted, trigger.recovering, trigger.unknown_since) == (True, True, NOON.isoformat())
     assert trigger.remaining_s == 12.5
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_what_only_the_worker_cannot_read_is_told_of_too(
+    connect: Any, monkeypatch: pytest.MonkeyPatch, *, released: bool
+) -> None:
+    """The triggerer reads the metrics and releases, the worker cannot and waits again, and so on all night."""
+    connect(objective="ttft p95 < 2 s", latency_source="canary", unknown_alert_s=60)
+
+    def held(*_: Any, **__: Any) -> Any:
+        raise RunHeld(Hold(cause=Cause.UNKNOWN, reason="no route to the metrics"), released=released)
+
+    monkeypatch.setattr(llm_batch, "run_job", held)
+    told: list[Any] = []
+    task = operator(on_unknown_callback=told.append)
+    event = {"event": "released", "reason": "healthy", "unknown_since": NOON.isoformat(), "alerted": False}
+    trigger = deferral_of(task.resume, context_of(), event)
+    assert (len(told), trigger.alerted) == ((0, False) if released else (1, True))
+    assert (trigger.unknown_since == NOON.isoformat()) is not released
+
+
+def test_a_task_that_drained_waits_for_the_close(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def held(*_: Any, **__: Any) -> Any:
+        raise RunHeld(Hold(cause=Cause.WINDOW, reason="closed"), drained_until=NOON)
+
+    monkeypatch.setattr(llm_batch, "run_job", held)
+    assert deferral_of(operator().execute, context_of()).not_before == NOON.isoformat()
+
+
+@pytest.mark.parametrize("priority", ["200", 0.5, True])
+def test_a_priority_that_is_none(connect: Any, priority: Any) -> None:
+    with pytest.raises(ConfigurationError, match="priority must be a whole number"):
+        operator(extra_body={"priority": priority})
 
 
 def test_where_nobody_is_told_the_try_fails(connect: Any) -> None:
