@@ -196,10 +196,8 @@ class Dispatcher:
         due_s = self._queue.due_s(now)
         most = self.limit if self.share is None else min(self.limit, self.share)
         room = most - self.in_flight if self.fits(now) else 0
-        if state is State.TRIAL:
-            tickets = self._try(room, now)
-        else:
-            tickets = self._queue.take(room, idle=self.in_flight == 0)
+        idle = self.in_flight == 0
+        tickets = self._try(room, now) if state is State.TRIAL else self._queue.take(room, idle=idle)
         if tickets:
             self.in_flight += sum(ticket.request.sequences for ticket in tickets)
             for ticket in tickets:
