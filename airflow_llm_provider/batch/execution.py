@@ -174,7 +174,7 @@ class _JobRun:
     def _begin(self, *, after: RunDocument | None, why: str | None) -> dict[str, Any]:
         """Scan, write the intent of a first generation, or of the next one in place of `after`, and work it off."""
         self._document = None  # until the intent is written: what goes wrong before is nothing to begin anew for
-        self._await_release()
+        self._await_release(Earlier())
         log.info("Reading the source once, to count, pin and check it")
         scan = self._job.source.scan(self._job.chunk_rows)
         rows = scan.plan.total_rows
@@ -211,7 +211,7 @@ class _JobRun:
             self._check_source(document, may_be_gone=True)
             return self._work(opened)
         self._check_source(document)
-        self._await_release()
+        self._await_release(Earlier.read(self._store) if opened is not None else Earlier())
         then = document.served
         if then:
             now = self._ask_endpoint(then["model"])
@@ -224,10 +224,9 @@ class _JobRun:
             opened = self._open(opening.finish_clearing(self._store, document))
         return self._work(opened)
 
-    def _await_release(self) -> None:
+    def _await_release(self, earlier: Earlier) -> None:
         """Wait a little for window and switch; raises RunHeld where it would be long. Latency is the gate's to see."""
-        remaining_s = Earlier.read(self._store).remaining_s
-        waiting = await_release(self._job.terms, self._job.switch, self._stop, remaining_s=remaining_s)
+        waiting = await_release(self._job.terms, self._job.switch, self._stop, remaining_s=earlier.remaining_s)
         run_apart(waiting, self._stop)
 
     def _ask_endpoint(self, wanted: str | None) -> dict[str, Any]:

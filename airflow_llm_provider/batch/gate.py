@@ -133,7 +133,6 @@ class Gate:
         self._said: object = None
         self._running = False
         self._held_since: datetime | None = None
-        self._done_before = ledger.totals.done
         self._ever_released = False
         self._released_at: datetime | None = None
         self._released_for = timedelta()
@@ -214,7 +213,7 @@ class Gate:
 
     def _leave(self, hold: Hold, drained_until: datetime | None) -> None:
         windows = self._terms.windows
-        if hold.cause is Cause.WINDOW and windows is not None and self._ledger.totals.done == self._done_before:
+        if hold.cause is Cause.WINDOW and windows is not None and self._ledger.settled_here.done == 0:
             opening = windows.at(self._now() - self._released_for) if self._released_for else None
             if opening is not None and self._released_for.total_seconds() >= WHOLE_WINDOW * opening.duration_s:
                 self._runner.end(

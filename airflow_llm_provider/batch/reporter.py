@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -59,6 +59,7 @@ class Reporter:
         self._urls = urls
         self._meter = PaceMeter()
         self._states = [State.UP] * len(urls)
+        self._sending = False
         self._eta_s = remaining_s
         self.gates: Sequence[Gate] = ()
 
@@ -97,6 +98,10 @@ class Reporter:
     def _pace(self, now: float) -> Pace:
         totals = self._ledger.totals
         here = self._ledger.settled_here
+        sending = self._spread.sending(now)
+        if sending and not self._sending:
+            self._meter = PaceMeter()  # a lull is no pace
+        self._sending = sending
         pace = self._meter.sample(
             now=now,
             done=totals.done,
@@ -104,7 +109,9 @@ class Reporter:
             settled=here.done,
             completion_tokens=here.usage.completion_tokens,
         )
-        if pace.eta_s is not None:  # a hold makes the pace unknown, and not what it was
+        if not sending:
+            return replace(pace, eta_s=None)
+        if pace.eta_s is not None:
             self._eta_s = pace.eta_s
         return pace
 

@@ -234,5 +234,11 @@ class Lease:
 
 
 def soonest(held: Sequence[RunHeld]) -> RunHeld:
-    """The hold that may be over first: one without a known end may be at any moment."""
-    return min(held, key=lambda each: each.hold.until.timestamp() if each.hold.until is not None else 0.0)
+    """The hold that may be over first: one without a known end may be at any moment.
+
+    It tells for all of them whether anything was released, and until when a drained server is of no use.
+    """
+    first = min(held, key=lambda each: each.hold.until.timestamp() if each.hold.until is not None else 0.0)
+    drained = [each.drained_until for each in held if each.drained_until is not None]
+    first.released, first.drained_until = any(each.released for each in held), max(drained, default=None)
+    return first

@@ -62,6 +62,7 @@ class Dispatcher:
         self.circuit = circuit
         self.durations = RowDurations()
         self.held = False
+        self.alone = True  # no other server of the run has requests in flight
         self.share: int | None = None
         """Requests in flight at most, as the run's limit is spread just now; None: all of `limit`."""
         self._closes_s: float | None = None
@@ -196,7 +197,7 @@ class Dispatcher:
         due_s = self._queue.due_s(now)
         most = self.limit if self.share is None else min(self.limit, self.share)
         room = most - self.in_flight if self.fits(now) else 0
-        idle = self.in_flight == 0
+        idle = self.alone and self.in_flight == 0
         tickets = self._try(room, now) if state is State.TRIAL else self._queue.take(room, idle=idle)
         if tickets:
             self.in_flight += sum(ticket.request.sequences for ticket in tickets)

@@ -190,8 +190,8 @@ def _by_health(
     match standing.health:
         case Health.HEALTHY if standing.recovered or running:
             return release
-        case Health.HEALTHY if terms.on_unknown == "cap":
-            return capped  # it was unknown a moment ago, or worse
+        case Health.HEALTHY if terms.on_unknown == "cap" and standing.unknown_since is not None:
+            return capped  # it was unknown a moment ago, and capped then, too
         case Health.HEALTHY:
             since = _utc(standing.since)
             reason = f"real-time is healthy again since {since}, not yet long enough: {standing.reason}"

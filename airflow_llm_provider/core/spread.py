@@ -53,6 +53,10 @@ class Spread:
         known = [each.durations.predicted_s() for each in self.dispatchers if each.durations.known]
         return max(known, default=None)
 
+    def sending(self, now: float) -> bool:
+        """Whether a row may be sent to some server at `now`, if there is room: only then does a pace say anything."""
+        return any(not each.held and each.circuit.state is State.UP and each.fits(now) for each in self.dispatchers)
+
     def feed(self, requests: Iterable[RowRequest]) -> None:
         """Take in rows, in the order in which they should go."""
         self._queue.feed(requests)
@@ -72,6 +76,7 @@ class Spread:
         if len(self.dispatchers) == 1:  # asked twice for each row: nothing to share, and nobody else to go on
             return dispatcher.next(now)
         dispatcher.share = self._share(dispatcher)
+        dispatcher.alone = self.in_flight == dispatcher.in_flight
         return dispatcher.next(now, may_give_up=self._all_lost(now))
 
     def _share(self, dispatcher: Dispatcher) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Never
 from airflow.sdk import BaseHook
 from airflow.sdk import log as sdk_log
 
-from airflow_llm_provider.exceptions import ConfigurationError, ConnectionMissingError, LLMBatchError
+from airflow_llm_provider.exceptions import ConnectionMissingError, LLMBatchError
 from airflow_llm_provider.get_provider_info import get_provider_info
 from airflow_llm_provider.hooks.compat import AirflowNotFoundException
 from airflow_llm_provider.hooks.connection import prometheus_conn_id, read_connection, secrets_of
@@ -182,10 +182,10 @@ class VLLMHook(BaseHook):
         ) from None
 
     def _raise_second_missing(self, conn_id: str | None) -> Never:
-        raise ConfigurationError(
+        raise ConnectionMissingError(
             f"Connection {self.vllm_conn_id!r}: extra.prometheus_conn_id is {conn_id!r}, and Airflow knows no such "
-            f"connection, or can't parse it. Make it with: airflow connections add {conn_id} --conn-type http "
-            "--conn-host http://prometheus:9090"
+            "connection, can't parse it, or can't reach where it is kept. Where it is missing, make it with: "
+            f"airflow connections add {conn_id} --conn-type http --conn-host http://prometheus:9090"
         ) from None
 
 

@@ -22,7 +22,7 @@ from airflow_llm_provider.core.identity import RunIdentity
 from airflow_llm_provider.core.prompt import RequestSpec
 from airflow_llm_provider.core.terms import Agreement, Asked, agree
 from airflow_llm_provider.core.tolerance import Tolerance
-from airflow_llm_provider.exceptions import ConfigurationError
+from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError
 from airflow_llm_provider.hooks.vllm import VLLMHook
 from airflow_llm_provider.operators.context import prompt_context
 from airflow_llm_provider.operators.effective import configured
@@ -146,8 +146,11 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
 
 
 def unknown_alert_after(operator: LLMBatchOperator) -> timedelta:
-    """How long latency may be unreadable before somebody is told, by the connection."""
-    latency = VLLMHook(operator.vllm_conn_id).get_settings().latency
+    """How long latency may be unreadable before somebody is told; by the connection, or not here where it is away."""
+    try:
+        latency = VLLMHook(operator.vllm_conn_id).get_settings().latency
+    except LLMBatchError:
+        latency = None
     return timedelta.max if latency is None else timedelta(seconds=latency.unknown_alert_s)
 
 

@@ -131,8 +131,10 @@ class ReleaseTrigger(BaseTrigger):
         urls = settings.base_urls if settings else ("",)
         decisions = [self._decide(agreement.terms, settings, url, now) for url in urls]
         released = next((each for each in decisions if isinstance(each, Release)), None)
-        if released is not None and self._drained(now):
+        causes = {each.cause for each in decisions if isinstance(each, Hold)}
+        if self._drained(now) and not causes & {Cause.SWITCH, Cause.WINDOW}:
             self._say(f"Waiting for the close at {self.not_before}, before which nothing more fits", about="drained")
+            self._stop_watching()
             return None
         if released is not None:  # one server that may be sent requests is enough to go on
             self._say(f"Released: {released.reason}", about="released")
@@ -180,6 +182,7 @@ class ReleaseTrigger(BaseTrigger):
         if hold.cause in (Cause.SWITCH, Cause.WINDOW) or settings is None or settings.latency is None:
             self._stop_watching()
             self.unknown_since, self.alerted = None, False  # nobody looks, so nobody misses anything
+            self._unknown_before, self._alerted_before = None, False
             if hold.cause is Cause.WINDOW and hold.until is None:
                 return {"event": "error", "reason": f"Batch can never run: {hold.reason}"}
             return None

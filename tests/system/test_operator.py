@@ -74,7 +74,6 @@ def test_mapped_tasks_have_runs_and_retries_of_their_own(llm_airflow) -> None:
 
 
 MISTAKES = {
-    "missing_connection": ["ConfigurationError", "nowhere", "airflow connections add"],
     "wrong_model": ["EndpointRefusedError", "'gpt-9'", "it serves 'stub'"],
     "absent_field": ["ConfigurationError", "txt", "the row's fields are: custom_id, text", "good.jsonl, line 1"],
     "empty_source": ["SourceError", "no rows", "on_empty='fail'"],
@@ -97,6 +96,16 @@ def test_a_mistake_fails_at_once_and_says_what_to_do(llm_airflow, mistaken, task
     assert (tasks[task_id].state, tasks[task_id].try_number) == ("failed", 1), "no retry mends it"
     log = log_of(llm_airflow, "mistaken", run_id, task_id)
     for words in MISTAKES[task_id]:
+        assert words in log
+
+
+def test_a_missing_connection_is_looked_for_again(llm_airflow, mistaken) -> None:
+    """Airflow says the same of a secrets backend that is away for a moment."""
+    run_id, tasks, _ = mistaken
+    task = tasks["missing_connection"]
+    assert (task.state, task.try_number) == ("failed", task.max_tries + 1)
+    log = log_of(llm_airflow, "mistaken", run_id, "missing_connection")
+    for words in ("ConnectionMissingError", "nowhere", "airflow connections add"):
         assert words in log
 
 

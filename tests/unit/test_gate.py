@@ -47,7 +47,7 @@ class World:
             watch=watch,
             runner=self,
             dispatcher=self,  # type: ignore[arg-type] # the three things the gate asks of one
-            ledger=SimpleNamespace(totals=self),  # type: ignore[arg-type]
+            ledger=SimpleNamespace(settled_here=self),  # type: ignore[arg-type]
             remaining_s=lambda: 100.0,
             now=lambda: self.now,
         )

@@ -11,7 +11,7 @@ from airflow.sdk import Connection
 
 from airflow_llm_provider.core.objective import Metric, format_objectives
 from airflow_llm_provider.endpoint.settings import LatencySettings, Source
-from airflow_llm_provider.exceptions import ConfigurationError
+from airflow_llm_provider.exceptions import ConfigurationError, ConnectionMissingError
 from airflow_llm_provider.hooks.connection import prometheus_conn_id, read_connection, secrets_of
 from airflow_llm_provider.hooks.vllm import VLLMHook
 
@@ -271,7 +271,7 @@ async def test_the_hook_looks_it_up_for_async_code(monkeypatch):
 async def test_a_missing_one_is_said_with_the_remedy(monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_LLM", connection(BY_ID).as_json())
     remedy = "prometheus_conn_id is 'prom'.*airflow connections add prom --conn-type http"
-    with pytest.raises(ConfigurationError, match=remedy):
+    with pytest.raises(ConnectionMissingError, match=remedy):
         VLLMHook("llm").get_settings()
-    with pytest.raises(ConfigurationError, match=remedy):
+    with pytest.raises(ConnectionMissingError, match=remedy):
         await VLLMHook("llm").aget_settings()

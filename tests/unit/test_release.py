@@ -120,9 +120,11 @@ def test_each_server_has_a_limit_of_its_own(health: Health) -> None:
 
 def test_what_is_well_again_but_not_for_long_is_capped_as_what_is_unknown() -> None:
     terms = replace(GATED, on_unknown="cap", unknown_limit=2)
-    released = ask(terms, standing=standing(Health.HEALTHY, recovered=False))
+    again = replace(standing(Health.HEALTHY, recovered=False), unknown_since=NOON)
+    released = ask(terms, standing=again)
     assert isinstance(released, Release)
     assert (released.limit, released.capped) == (2, True)
+    assert isinstance(ask(terms, standing=standing(Health.HEALTHY)), Hold), "after a violation it must last"
     assert ask(terms, standing=standing(Health.HEALTHY, recovered=True)) == ask(
         replace(terms, on_unknown="hold"), standing=standing(Health.HEALTHY, recovered=True)
     )

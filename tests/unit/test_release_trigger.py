@@ -291,6 +291,31 @@ class TestLatency:
         event = await fired(trigger_of(unknown_since=NOON.isoformat(), alerted=True))
         assert event["event"] == "released"
 
+    async def test_tells_nobody_of_what_it_cannot_read_while_nothing_would_fit(self, world: World, watch: Any) -> None:
+        """Drained at half past six: until seven nothing would be sent anyway, and nobody looks."""
+        world.now = datetime(2026, 11, 25, 6, 30, tzinfo=UTC)
+        world.step = timedelta(minutes=10)
+        watch.says = Health.UNKNOWN
+        close = datetime(2026, 11, 25, 7, tzinfo=UTC)
+
+        def settings(_look: int) -> EndpointSettings:
+            assert not watch.made or world.now >= close
+            if world.now > datetime(2026, 11, 25, 23, tzinfo=UTC):
+                watch.says = Health.HEALTHY
+            return self.settings(unknown_alert_s=1)
+
+        world.settings = settings
+        trigger = trigger_of(asked=Asked(window=NIGHT).as_dict(), not_before=close.isoformat())
+        assert (await fired(trigger))["event"] == "released"
+
+    async def test_what_is_carried_ends_with_the_window(self, world: World, watch: Any) -> None:
+        world.step = timedelta(hours=1)
+        watch.says = Health.HEALTHY
+        world.settings = lambda _: self.settings()
+        trigger = trigger_of(asked=Asked(window=NIGHT).as_dict(), unknown_since=NOON.isoformat(), alerted=True)
+        event = await fired(trigger)
+        assert (event["unknown_since"], event["alerted"]) == (None, False)
+
     async def test_looks_at_no_latency_while_the_window_is_closed(self, world: World, watch: Any) -> None:
         world.step = timedelta(hours=1)
         world.settings = lambda _: self.settings()

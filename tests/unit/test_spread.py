@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from batch_fakes import job_of, part_lines, run, texts, write_rows
 
 from airflow_llm_provider.batch import watch as watch_module
+from airflow_llm_provider.batch.gate import RunHeld
+from airflow_llm_provider.batch.runner import soonest
 from airflow_llm_provider.core.circuit import Circuit
 from airflow_llm_provider.core.commands import Probe, Send, Stop, Wait
 from airflow_llm_provider.core.dispatch import Dispatcher
 from airflow_llm_provider.core.objective import Failed, Measured, parse_objectives
-from airflow_llm_provider.core.release import Terms
+from airflow_llm_provider.core.release import Cause, Hold, Terms
 from airflow_llm_provider.core.request import Position, RowRequest
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.core.row_queue import RowQueue
@@ -121,6 +124,37 @@ def test_a_server_on_hold_is_not_lost() -> None:
         spread.dispatchers[0].failed(ticket, LOST, 0.0)
     assert not isinstance(spread.next(0, 1000.0), Stop)
     assert isinstance(spread.next(1, 1000.0), Wait)
+
+
+def test_a_request_wider_than_a_share_goes_while_nothing_else_is_in_flight_anywhere() -> None:
+    spread = spread_of(2, limit=10, rows=0)
+    where = Position(file="", line=0)
+    spread.feed(RowRequest(number, f"row-{number}", "/v1/chat/completions", b"{}", where, 8) for number in range(2))
+    (ticket,) = sent(spread, 0)
+    assert (sent(spread, 1), sent(spread, 0), spread.in_flight) == ([], [], 8)
+    spread.dispatchers[0].answered(ticket, 1.0)
+    assert len(sent(spread, 1, 1.0)) == 1
+
+
+def test_a_lull_is_no_pace() -> None:
+    spread = spread_of(2, limit=4)
+    assert spread.sending(0.0)
+    spread.dispatchers[0].hold()
+    assert spread.sending(0.0)
+    (first, *_) = sent(spread, 1)
+    spread.dispatchers[1].failed(first, LOST, 0.0)
+    assert not spread.sending(0.0)
+    spread.dispatchers[0].release(limit=4, closes_s=10.0)
+    assert not spread.sending(9.0), "nothing fits any more"
+
+
+def test_several_holds_are_told_of_as_one() -> None:
+    night, noon = datetime(2026, 11, 25, 23, tzinfo=UTC), datetime(2026, 11, 25, 7, tzinfo=UTC)
+    drained = RunHeld(Hold(cause=Cause.WINDOW, reason="closed", until=night), drained_until=noon, released=True)
+    violated = RunHeld(Hold(cause=Cause.OBJECTIVE, reason="violated"))
+    told = soonest([drained, violated])
+    assert told is violated
+    assert (told.drained_until, told.released) == (noon, True)
 
 
 # -- over sockets
