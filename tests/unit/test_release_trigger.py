@@ -300,7 +300,7 @@ class TestLatency:
 
         def settings(_look: int) -> EndpointSettings:
             assert not watch.made or world.now >= close
-            if world.now > datetime(2026, 11, 25, 23, tzinfo=UTC):
+            if world.now > datetime(2026, 11, 25, 12, tzinfo=UTC):
                 watch.says = Health.HEALTHY
             return self.settings(unknown_alert_s=1)
 
