@@ -54,6 +54,10 @@ class StubProcess:
         with urllib.request.urlopen(f"{self.url}/_state", timeout=30) as answer:
             return {name: value for name, value in json.load(answer).items() if name != "counts"}
 
+    def tries(self) -> list[str]:
+        """The token of the try that made each request, in the order in which they came."""
+        return [line.split("-")[1] for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
     def requested(self) -> list[int]:
         """Row indices in the order in which requests came: an id is fingerprint-try-index-send."""
         return [int(line.split("-")[2]) for line in self.log.read_text().splitlines()] if self.log.exists() else []
