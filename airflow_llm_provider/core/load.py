@@ -1,0 +1,30 @@
+"""What a server says of its load at one moment.
+
+Owns the value. Does not know how it is read (`endpoint.load`) nor what follows from it (`core.limit`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Sequences in a server, of all clients together: vLLM's metrics do not tell them apart.
+
+    Attributes:
+        running: in the batch that is being computed.
+        waiting: in the server's queue.
+        preemptions: so far, of running sequences for want of KV blocks; None where that was not read.
+        kv_usage: share of the KV blocks in use, 0 to 1; None where that was not read.
+    """
+
+    running: int
+    waiting: int
+    preemptions: float | None = None
+    kv_usage: float | None = None
+
+    @property
+    def total(self) -> int:
+        """Sequences that are there."""
+        return self.running + self.waiting
