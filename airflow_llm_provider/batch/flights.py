@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from airflow_llm_provider.core.row_queue import Ticket
     from airflow_llm_provider.endpoint.client import EndpointClient
 
+OFTEN = 5
+"""A row given up so often in a row is finished, whoever wants its slot."""
+
 
 @dataclass(frozen=True, slots=True)
 class Yielded:
@@ -72,6 +75,34 @@ class Flights:
         for task in self._tickets:
             if self._given_up.setdefault(task, ending) is ending:
                 task.cancel()
+
+    def give_up_some(self, sequences: int, *, young: int = 0, young_s: float = 0.0) -> None:
+        """Give up the requests whose loss is the cheapest: those that were sent last. `Yielded` is reported for each.
+
+        Args:
+            sequences: how many sequences are given up; of a request for several answers, all are.
+            young: how many more, of requests sent within the last `young_s` seconds.
+            young_s: see `young`.
+
+        A row that was given up `OFTEN` times in a row with nothing kept of it is spared: it would never end.
+        """
+        now = asyncio.get_running_loop().time()
+        latest = sorted(
+            ((ticket.sent_s, task, ticket) for task, ticket in self._tickets.items() if task not in self._given_up),
+            key=lambda each: each[0],
+            reverse=True,
+        )
+        for sent_s, task, ticket in latest:
+            if sequences <= 0 and (young <= 0 or now - sent_s >= young_s):
+                return
+            if ticket.fruitless >= OFTEN:
+                continue
+            if sequences > 0:
+                sequences -= ticket.request.sequences
+            else:
+                young -= ticket.request.sequences
+            self._given_up[task] = Yielded()
+            task.cancel()
 
     async def close(self) -> None:
         """Cancel what is in flight without a report, and wait until the connections are closed."""

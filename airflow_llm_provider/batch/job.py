@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from airflow_llm_provider.core.control_law import FIXED, ControlLaw
 from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class BatchJob:
         source: the rows.
         chunk_rows: rows per part.
         terms: when it may run, and how many requests may be in flight.
+        control: what is learned from the servers' load on top of that.
         agreed: the same for people, in JSON values; kept in the manifest.
         switch: the connection's hold switch.
         priority: vLLM's; None: not sent.
@@ -73,6 +75,7 @@ class BatchJob:
     flush_rows: int
     flush_interval_s: float
     outage_patience_s: float
+    control: ControlLaw = FIXED
 
     def __post_init__(self) -> None:
         for name in ("chunk_rows", "max_attempts", "flush_rows"):

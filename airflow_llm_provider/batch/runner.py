@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from airflow_llm_provider.batch.recorder import Recorder
     from airflow_llm_provider.batch.stop import StopSwitch
     from airflow_llm_provider.core.ledger import Ledger
+    from airflow_llm_provider.core.limit import Verdict
     from airflow_llm_provider.core.own_requests import OwnRequests
     from airflow_llm_provider.core.request import Completion
     from airflow_llm_provider.core.row_queue import Ticket
@@ -219,6 +220,12 @@ class Lease:
         """Send to it again; see `Dispatcher.release`."""
         self._runner.stay(self._server.number)
         self._server.dispatcher.release(limit=limit, closes_s=closes_s)
+        self._runner.pump()
+
+    def obey(self, verdict: Verdict) -> None:
+        """Do what follows from the server's load; the limit is the dispatcher's already."""
+        if verdict.give_up or verdict.give_up_young:
+            self._server.give_up_some(verdict.give_up, young=verdict.give_up_young, young_s=verdict.young_s)
         self._runner.pump()
 
     def stay(self) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from random import Random
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.batch.backoff import exponential
+from airflow_llm_provider.batch.control import LimitControl
 from airflow_llm_provider.batch.feeder import Feeder
 from airflow_llm_provider.batch.gate import Gate
 from airflow_llm_provider.batch.prepare import Preparer
@@ -26,6 +28,7 @@ from airflow_llm_provider.core.row_queue import RowQueue
 from airflow_llm_provider.core.spread import Spread
 from airflow_llm_provider.endpoint.client import EndpointClient
 from airflow_llm_provider.endpoint.identity import ServedModel
+from airflow_llm_provider.endpoint.load import LoadReader
 
 if TYPE_CHECKING:
     from airflow_llm_provider.batch.job import BatchJob
@@ -102,9 +105,15 @@ async def work_off(
             for url, watch, lease, dispatcher in zip(urls, watches, runner.leases, spread.dispatchers, strict=True)
         ]
         reporter.gates = gates
+        controls = [
+            LimitControl(dispatcher.learnt, LoadReader(client), dispatcher=dispatcher, runner=lease, name=url)
+            for url, client, dispatcher, lease in zip(urls, clients, spread.dispatchers, runner.leases, strict=True)
+            if dispatcher.learnt is not None
+        ]
         watching = [watch.run for watch in watches if watch is not None]
+        obeyed = [*(gate.run for gate in gates), *(control.run for control in controls)]
         try:
-            await runner.run(feeder, stop, [reporter.run, job.switch.run, *(gate.run for gate in gates), *watching])
+            await runner.run(feeder, stop, [reporter.run, job.switch.run, *obeyed, *watching])
         finally:
             await reporter.finish()
 
@@ -119,6 +128,7 @@ def _spread(job: BatchJob, *, row_s: float | None) -> Spread:
             wait_s=exponential(first_s=1, max_s=60),
             circuit=Circuit(wait_s=exponential(first_s=0.5, max_s=30), patience_s=job.outage_patience_s),
             queue=queue,
+            learnt=job.control.learnt(job.terms.limit_here, Random()),
         )
         for _ in job.endpoint.base_urls
     ]

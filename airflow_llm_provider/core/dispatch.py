@@ -15,7 +15,7 @@ from airflow_llm_provider.core.circuit import State
 from airflow_llm_provider.core.commands import Probe, Send, Stop, Wait
 from airflow_llm_provider.core.drain import RowDurations
 from airflow_llm_provider.core.progress import duration
-from airflow_llm_provider.core.retry import SUSPECT, Failure, Reaction
+from airflow_llm_provider.core.retry import NO_CAPACITY, SUSPECT, Failure, Reaction
 from airflow_llm_provider.core.row_budget import may_go_at_once, row_error, spend, suspect
 from airflow_llm_provider.core.row_queue import RowQueue
 from airflow_llm_provider.exceptions import ConfigurationError, EndpointDownError, EndpointRefusedError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.core.circuit import Circuit
     from airflow_llm_provider.core.commands import Command
+    from airflow_llm_provider.core.limit import Learnt
     from airflow_llm_provider.core.request import RowError, RowRequest
     from airflow_llm_provider.core.row_queue import Ticket
     from airflow_llm_provider.exceptions import LLMBatchError
@@ -44,6 +45,7 @@ class Dispatcher:
         wait_s: seconds before the n-th retry of a row, n from 1.
         circuit: the server's breaker.
         queue: the rows that wait; several dispatchers, one for each server, may share one.
+        learnt: what is learned from the server's load; None: nothing is.
     """
 
     def __init__(
@@ -54,12 +56,15 @@ class Dispatcher:
         wait_s: Callable[[int], float],
         circuit: Circuit,
         queue: RowQueue | None = None,
+        learnt: Learnt | None = None,
     ) -> None:
         if limit < 1 or max_attempts < 1:
             raise ConfigurationError(f"max_in_flight ({limit}) and max_attempts ({max_attempts}) must be 1 or more")
         self.limit = limit
         self.in_flight = 0  # sequences: a request for several answers counts as so many
+        self.yields = 0  # requests given up by ourselves
         self.circuit = circuit
+        self.learnt = learnt
         self.durations = RowDurations()
         self.held = False
         self.alone = True  # no other server of the run has requests in flight
@@ -78,6 +83,12 @@ class Dispatcher:
     def queued(self) -> int:
         """Rows that wait to be sent, back-offs included."""
         return len(self._queue)
+
+    @property
+    def most(self) -> int:
+        """Sequences in flight at most, just now: the least of limit, share and what was learned."""
+        learnt = None if self.learnt is None else self.learnt.limit
+        return min(bound for bound in (self.limit, self.share, learnt) if bound is not None)
 
     def feed(self, requests: Iterable[RowRequest]) -> None:
         """Take in rows, in the order in which they should go."""
@@ -131,6 +142,8 @@ class Dispatcher:
         """
         self._landed(ticket)
         self.durations.note(now - ticket.sent_s)
+        if self.learnt is not None:
+            self.learnt.ended(now, now - ticket.sent_s, in_flight=self.in_flight)
         self._works()
         is_first = not ticket.answered
         ticket.answered = True
@@ -144,9 +157,14 @@ class Dispatcher:
             The row's error where the row ends here; None where it goes again or the run stops.
         """
         self._landed(ticket)
+        if self.learnt is not None and failure.kind in NO_CAPACITY:
+            self.learnt.capacity(now)
         if ticket.answered:
             self._witnessed(ticket, failure, now)
             return None
+        return self._react(ticket, failure, now)
+
+    def _react(self, ticket: Ticket, failure: Failure, now: float) -> RowError | None:
         match failure.reaction:
             case Reaction.DEAD_LETTER:
                 self._works()
@@ -175,6 +193,8 @@ class Dispatcher:
     def yielded(self, ticket: Ticket) -> None:
         """The request was given up by ourselves: the row goes again, before others, and has spent nothing."""
         ticket.yields += 1
+        ticket.fruitless += 1
+        self.yields += 1
         self._landed(ticket)
         if ticket.answered:
             self._witness = ticket
@@ -195,8 +215,7 @@ class Dispatcher:
     def _send(self, now: float, state: State) -> Send | Wait:
         """Send what the limit has room for and the window has time for; on trial, one row and no other."""
         due_s = self._queue.due_s(now)
-        most = self.limit if self.share is None else min(self.limit, self.share)
-        room = most - self.in_flight if self.fits(now) else 0
+        room = self.most - self.in_flight if self.fits(now) else 0
         idle = self.alone and self.in_flight == 0
         tickets = self._try(room, now) if state is State.TRIAL else self._queue.take(room, idle=idle)
         if tickets:

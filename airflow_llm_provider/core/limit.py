@@ -26,12 +26,16 @@ class Verdict:
         limit: sequences in flight at most, 0 or more.
         give_up: how many of those in flight are cancelled now, the cheapest loss first; the others above `limit` end
             by themselves and are not replaced.
+        give_up_young: how many more, of those that have been in flight for less than `young_s`.
+        young_s: see `give_up_young`.
         reason: why the limit is what it is, for the log.
         look_in_s: when the load should be read again.
     """
 
     limit: int
     give_up: int = 0
+    give_up_young: int = 0
+    young_s: float = 0.0
     reason: str = ""
     look_in_s: float = IDLE_LOOK_S
 
@@ -96,3 +100,37 @@ class FixedLimit:
     def ended(self, now: float, duration_s: float) -> bool:  # noqa: ARG002
         """Its place is taken again."""
         return True
+
+
+class Learnt:
+    """What a law has learned about one server, for the dispatcher that obeys it and for whoever tells people.
+
+    Args:
+        law: the control law.
+    """
+
+    def __init__(self, law: Limit) -> None:
+        self._law = law
+        self.limit: int | None = None
+        """Sequences in flight at most; None before the first look."""
+        self.load: Load | None = None
+        """What was read last; None before, and while nothing can be read."""
+        self.others = 0
+        """Sequences of everybody else in the server at the last look: real-time, and batch tasks of other runs."""
+        self.reason = ""
+
+    def look(self, now: float, load: Load | None, own: int) -> Verdict:
+        """Ask the law what follows from `load` (None: it could not be read), with `own` sequences in flight."""
+        verdict = self._law.unread(now) if load is None else self._law.look(now, load, own)
+        self.limit, self.reason, self.load = verdict.limit, verdict.reason, load
+        self.others = 0 if load is None else max(0, load.total - own)
+        return verdict
+
+    def capacity(self, now: float) -> None:
+        """The server had no capacity for a request of ours."""
+        self._law.capacity(now)
+
+    def ended(self, now: float, duration_s: float, *, in_flight: int) -> None:
+        """A row or a slice of one ended well, and `in_flight` sequences are left; see `Limit.ended`."""
+        if not self._law.ended(now, duration_s) and self.limit is not None:
+            self.limit = min(self.limit, in_flight)

@@ -72,6 +72,9 @@ SUSPECT: frozenset[FailureKind] = frozenset(
 """Failures that a row may have caused: the request may have been inside the engine when it died. Such a row spends no
 attempt, but the death is counted, so that a row that kills the engine each time cannot hold the run for ever."""
 
+NO_CAPACITY: frozenset[FailureKind] = frozenset({FailureKind.BUSY, FailureKind.TIMEOUT})
+"""Failures that tell a limit it is too high."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:

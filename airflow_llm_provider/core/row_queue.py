@@ -30,6 +30,7 @@ class Ticket:
         request: what to send.
         sends: requests made for the row in this try, of whatever end.
         yields: how many of them were given up for real-time's sake or at the window's close.
+        fruitless: how many were given up in a row, without anything kept of them.
         sent_s: when the last one was sent, monotonic.
         spent: attempts that count against the row's budget.
         doubtful: whether the server was lost with the row in flight, so that the next loss may be its fault.
@@ -41,6 +42,7 @@ class Ticket:
     request: RowRequest
     sends: int = 0
     yields: int = 0
+    fruitless: int = 0
     sent_s: float = 0.0
     spent: int = 0
     doubtful: bool = False

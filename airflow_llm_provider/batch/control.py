@@ -1,0 +1,85 @@
+"""Looks at a server's load and has the run obey what its limit makes of it.
+
+Owns when it is looked, and the log line where the limit changes. Does not own a control law (`core.limit`), nor what
+the release brain allows (`gate`): the least of both is in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from airflow_llm_provider.core.load import Load
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.core.dispatch import Dispatcher
+    from airflow_llm_provider.core.limit import Learnt, Verdict
+    from airflow_llm_provider.endpoint.load import LoadReader
+
+log = logging.getLogger(__name__)
+
+UNUSED_LOOK_S = 1.0
+"""How often it is looked whether anything may be sent again; meanwhile no load is read."""
+
+LOG_INTERVAL_S = 10.0
+"""The limit may change many times a second: it is logged where it has moved since, and no more often."""
+
+MOVED = 0.25
+"""By such a share, or to or from nothing."""
+
+
+class Obeys(Protocol):
+    """What the control does to the run, for one server."""
+
+    def obey(self, verdict: Verdict) -> None:
+        """Give up what is to be given up, and send what may be sent."""
+        ...
+
+
+class LimitControl:
+    """Keeps one server's `Learnt` up to date.
+
+    Args:
+        learnt: what is learned; the dispatcher's.
+        reader: reads the load.
+        dispatcher: says what is in flight there, and whether anything may be.
+        runner: obeys.
+        name: the server's, for the log.
+    """
+
+    def __init__(self, learnt: Learnt, reader: LoadReader, *, dispatcher: Dispatcher, runner: Obeys, name: str) -> None:
+        self._learnt = learnt
+        self._reader = reader
+        self._dispatcher = dispatcher
+        self._runner = runner
+        self._name = name
+        self._said_s = float("-inf")
+        self._said: int | None = None
+        self._unread = False
+
+    async def run(self) -> None:
+        """Look and obey until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if self._dispatcher.held and not self._dispatcher.in_flight:
+                await asyncio.sleep(UNUSED_LOOK_S)
+                continue
+            answer = await self._reader.read()
+            load = answer if isinstance(answer, Load) else None
+            if load is None and not self._unread:
+                reason = "it is no vLLM's" if answer is None else answer.message  # type: ignore[union-attr]
+                log.warning("The load of %s can't be read: %s", self._name, reason)
+            self._unread = load is None
+            now = loop.time()
+            verdict = self._learnt.look(now, load, self._dispatcher.in_flight)
+            self._say(verdict, now)
+            self._runner.obey(verdict)
+            await asyncio.sleep(verdict.look_in_s)
+
+    def _say(self, verdict: Verdict, now: float) -> None:
+        before = self._said
+        moved = before is None or (verdict.limit == 0) != (before == 0) or abs(verdict.limit - before) > MOVED * before
+        if moved and now - self._said_s >= LOG_INTERVAL_S:
+            self._said, self._said_s = verdict.limit, now
+            log.info("At most %d in flight on %s: %s", verdict.limit, self._name, verdict.reason)

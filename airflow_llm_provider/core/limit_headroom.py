@@ -1,0 +1,215 @@
+"""The limit on a server that is shared with real-time: take what real-time leaves, and a little less.
+
+Owns the control law. Does not know priorities, windows or latency: the release brain decides whether batch runs at
+all, this how much of it, many times a second.
+
+**What it knows.** The server's totals, ``T = running + waiting``, of all clients together; the task's own sequences in
+flight, ``own``; the server's slots ``S``. Other batch tasks look just like real-time in them, and no channel leads to
+them that is fast enough. So the law is made of what all tasks see alike, ``T``, and steers ``T``, not ``own``:
+
+- **Target.** ``T* = S - h``, with ``h`` the headroom; in a *calm* ``T* = S + q``, with ``q = max(1, S/50)`` rows queued
+  in the server so that no slot waits for a client (with a `floor`: ``S - floor``).
+- **Excess.** ``e = T - T*``. No task of ours ever lifts ``T`` above its target, so a rise above it is an arrival of
+  real-time: ``a = min(e, rise of T - own since the last look)``.
+- **Headroom.** ``h`` = the `QUANTILE` of ``a`` over the latest looks that saw real-time about, 1 at least: as many
+  slots as real-time has lately wanted at once, between two looks. The platform's `floor` bounds it from below.
+- **Shrink at once.** ``limit = own - e``. Cancelled of them are as many as somebody waits for, ``T - S``, and the
+  others where they are young, so that little is lost; the rest are not replaced when they end. Tasks look at random
+  moments, so the next one sees in ``T`` what the one before has given up already, and does not give it up again.
+- **Grow back quickly.** ``limit = own + (T* - T)``; where other tasks may be about (``T - own > 0`` for `ALONE_S` on
+  end) a quarter of that, one at least, and once in `GROW_S` at most: equal steps for all.
+- **Calm.** No arrival for `CALM_S`. A task that is half-way there and sees ``T`` between its target and ``S + q`` takes
+  it for another one's that counts from an earlier moment, and is calm, too.
+- **Fair.** Whoever holds more gives up more and grows no faster. And a place is left empty now and then: with a
+  probability of ``LEAK * own / T`` at each end, or once in `LONE_LEAK_S` by a task that seems alone; it takes
+  nothing for `LEFT_S` then, so that whoever is short of places finds one. Equal growth and a leak that rises with the
+  square of the share lead to equal shares (Chiu & Jain 1989: additive increase, multiplicative decrease).
+- **Looks.** ``rate = min(LOOKS_PER_S, LOOK_BUDGET / cost of a look * own / T)``: shares add up to 1, so do the looks of
+  all tasks to the budget, however many there are.
+
+**Assumes** that the server schedules by priority, or real-time waits behind ``q`` rows in a calm; that its load can be
+read; that `slots` is what it was started with (``--max-num-seqs``). Where requests wait although slots are free, KV
+memory bounds the server, and ``S`` is taken to be what runs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from airflow_llm_provider.core.limit import Verdict
+from airflow_llm_provider.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from airflow_llm_provider.core.load import Load
+
+LOOKS_PER_S = 30.0
+"""Most often that one task looks."""
+
+LOOK_BUDGET = 0.04
+"""Of a core of the server, for the looks of all tasks together."""
+
+SLOWEST_LOOK_S = 0.5
+JITTER = 0.3
+"""Looks are spread by so much of their interval, so that tasks do not look in step."""
+
+CALM_S = 3.0
+YOUNG = 0.4
+ALONE_S = 10.0
+GROW_S = 0.15
+LEAK = 0.05
+LONE_LEAK_S = 5.0
+LEFT_S = 0.25
+REMEMBERED = 100
+"""Looks that headroom is learnt from."""
+
+QUANTILE = 0.97
+MANY = 3
+"""So many looks on end must tell the same before it is believed that the server waits for memory, or can't be read."""
+
+
+class HeadroomLimit:
+    """See the module.
+
+    Args:
+        slots: sequences that the server runs at once.
+        floor: sequences always left free, whatever real-time asked for of late; 0 or more.
+        rng: of the moments of looks and leaks; seeded where a run must be repeatable.
+        look_cost_s: CPU of the server for one look.
+
+    Raises:
+        ConfigurationError: when `floor` leaves no slot.
+    """
+
+    def __init__(self, slots: int, *, rng: Random, floor: int = 0, look_cost_s: float = 0.0007) -> None:
+        if not 0 <= floor < slots:
+            raise ConfigurationError(f"headroom {floor} of {slots} slots leaves batch nothing")
+        self.slots = slots
+        self.floor = floor
+        self.look_cost_s = look_cost_s
+        self.headroom = max(1, floor)
+        self._rng = rng
+        self._seats = slots  # what runs at most, less than `slots` where memory is short
+        self._starved = 0
+        self._unread = 0
+        self._arrivals: deque[int] = deque(maxlen=REMEMBERED)
+        self._calm_since: float | None = None  # the last arrival, or the first look
+        self._others = 0
+        self._others_seen_s = 0.0  # when there was nobody else last
+        self._grow_from_s = 0.0
+        self._leak_from_s = 0.0
+        self._duration_s: float | None = None
+        self._share = 0.0
+        self._full = False
+        self._sharing = False
+
+    def look(self, now: float, load: Load, own: int) -> Verdict:
+        """See `Limit.look`."""
+        self._unread = 0
+        self._bound_by_memory(load)
+        total, others = load.total, max(0, load.total - own)
+        if self._calm_since is None:
+            self._calm_since, self._others_seen_s, self._others = now, now - ALONE_S, others
+            self._leak_from_s = now + LONE_LEAK_S
+        if others == 0:
+            self._others_seen_s = now
+        self._sharing = now - self._others_seen_s > ALONE_S
+        excess = total - self._target(now)
+        if excess > 0 and total <= self._brim and now - self._calm_since > CALM_S / 2:
+            self._calm_since = now - CALM_S
+            excess = total - self._target(now)
+        arrived = min(max(0, excess), max(0, others - self._others))
+        self._others = others
+        self._learn(now, arrived)
+        excess = total - self._target(now)
+        self._share, self._full = own / total if total else 0.0, excess >= 0
+        look_in_s = self._look_in_s(own, total)
+        words = f"real-time and others {others}, {self._words(now)}"
+        if excess > 0:
+            gone = min(own, excess)
+            must = min(gone, max(0, total - self._seats))
+            return Verdict(
+                limit=own - gone,
+                give_up=must,
+                give_up_young=gone - must,
+                young_s=YOUNG * (self._duration_s or 0.0),
+                reason=words,
+                look_in_s=look_in_s,
+            )
+        return Verdict(limit=own + self._growth(now, -excess), reason=words, look_in_s=look_in_s)
+
+    def unread(self, now: float) -> Verdict:
+        """Without the load, all that is left is to keep well away: a quarter of the slots free, and the floor."""
+        self._unread += 1
+        self._calm_since = now
+        limit = (
+            self.slots - max(self.floor, -(-self.slots // 4)) if self._unread >= MANY else self.slots - self.headroom
+        )
+        return Verdict(limit=max(0, limit), reason="the server's load can't be read", look_in_s=self._interval(1.0))
+
+    def capacity(self, now: float) -> None:
+        """The server is full, whoever filled it."""
+        self._calm_since = now
+        self._grow_from_s = now + LEFT_S
+
+    def ended(self, now: float, duration_s: float) -> bool:
+        """See `Limit.ended`: now and then a place stays empty."""
+        before = self._duration_s
+        self._duration_s = duration_s if before is None else before + (duration_s - before) / 8
+        if not self._full:
+            return True
+        leaks = self._rng.random() < LEAK * self._share if self._sharing else now >= self._leak_from_s
+        if leaks:
+            self._leak_from_s = now + LONE_LEAK_S
+            self._grow_from_s = max(self._grow_from_s, now + LEFT_S)
+        return not leaks
+
+    @property
+    def _brim(self) -> int:
+        """As many sequences as the server is ever filled with."""
+        return self._seats + max(1, self.slots // 50) if self.floor == 0 else self._seats - self.floor
+
+    def _calm(self, now: float) -> bool:
+        return self._calm_since is not None and now - self._calm_since >= CALM_S
+
+    def _target(self, now: float) -> int:
+        return self._brim if self._calm(now) else self._seats - self.headroom
+
+    def _learn(self, now: float, arrived: int) -> None:
+        if arrived:
+            self._calm_since = now
+        elif self._calm(now):
+            return
+        self._arrivals.append(arrived)
+        if arrived or len(self._arrivals) == REMEMBERED:
+            ranked = sorted(self._arrivals)
+            self.headroom = max(1, self.floor, ranked[min(len(ranked) - 1, int(QUANTILE * len(ranked)))])
+
+    def _growth(self, now: float, free: int) -> int:
+        if free <= 0 or now < self._grow_from_s:
+            return 0
+        if not self._sharing:
+            return free
+        self._grow_from_s = now + self._interval(GROW_S)
+        return max(1, free // 4)
+
+    def _bound_by_memory(self, load: Load) -> None:
+        self._starved = self._starved + 1 if load.waiting and load.running < self._seats else 0
+        if self._starved >= MANY:
+            self._seats = max(1, load.running)
+        elif load.running > self._seats:
+            self._seats = min(self.slots, load.running)
+        elif not load.waiting and self._seats < self.slots:
+            self._seats += 1
+
+    def _look_in_s(self, own: int, total: int) -> float:
+        per_s = LOOK_BUDGET / self.look_cost_s * max(own, 1) / max(total, 1)
+        return self._interval(min(SLOWEST_LOOK_S, 1 / min(LOOKS_PER_S, per_s)))
+
+    def _interval(self, mean_s: float) -> float:
+        return mean_s * self._rng.uniform(1 - JITTER, 1 + JITTER)
+
+    def _words(self, now: float) -> str:
+        return f"calm, {self.floor} kept free" if self._calm(now) else f"{self.headroom} kept free"

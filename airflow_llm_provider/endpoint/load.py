@@ -1,0 +1,84 @@
+"""Reads a vLLM server's load.
+
+Owns which page is asked for and what of it is a load. Does not know who asks, how often, or what follows from it.
+
+vLLM 0.32 answers ``/metrics`` with its whole page, 51 kB for 3-4 ms of the API server's CPU. The Prometheus application
+that is mounted behind it, ``/metrics/`` with a slash, answers ``name[]=…`` with these families alone: 400 bytes for
+0.5-0.7 ms (measured). A server that does not know that page is asked for the whole one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow_llm_provider.core.load import Load
+from airflow_llm_provider.core.retry import Failure
+from airflow_llm_provider.endpoint.exposition import Page
+from airflow_llm_provider.endpoint.failure import classify
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.endpoint.client import EndpointClient
+    from airflow_llm_provider.endpoint.failure import Answer
+
+RUNNING = "vllm:num_requests_running"
+WAITING = "vllm:num_requests_waiting"
+PREEMPTIONS = "vllm:num_preemptions_total"
+KV_USAGE = "vllm:kv_cache_usage_perc"
+FAMILIES = (RUNNING, WAITING, PREEMPTIONS, KV_USAGE)
+
+WHOLE = "/metrics"
+CHOSEN = "/metrics/?" + "&".join(f"name[]={name}" for name in FAMILIES)
+
+WHOLE_COST_S = 0.004
+CHOSEN_COST_S = 0.0007
+
+WAIT_S = 1.0
+"""A load that takes longer to read is none: the next one will be newer."""
+
+
+class LoadReader:
+    """Reads one server's load.
+
+    Args:
+        client: asks; already entered.
+    """
+
+    def __init__(self, client: EndpointClient) -> None:
+        self._client = client
+        self._path = CHOSEN
+
+    @property
+    def cost_s(self) -> float:
+        """What a read costs the server, in seconds of its CPU."""
+        return CHOSEN_COST_S if self._path == CHOSEN else WHOLE_COST_S
+
+    async def read(self) -> Load | Failure | None:
+        """The load; a `Failure` where nothing could be read, None where what was read tells no load.
+
+        All series are added up: a server with data-parallel engines has one of each for every engine.
+        """
+        answer = await self._client.get(self._path, wait_s=WAIT_S)
+        if self._path == CHOSEN and not isinstance(answer, Failure) and _load(answer) is None:
+            answer = await self._client.get(WHOLE, wait_s=WAIT_S)
+            if not isinstance(answer, Failure) and _load(answer) is not None:
+                self._path = WHOLE
+        if isinstance(answer, Failure):
+            return answer
+        if answer.status != 200:  # noqa: PLR2004
+            return classify(answer)
+        return _load(answer)
+
+
+def _load(answer: Answer) -> Load | None:
+    if answer.status != 200:  # noqa: PLR2004
+        return None
+    page = Page(answer.body, FAMILIES)
+    running, waiting = page.total(RUNNING), page.total(WAITING)
+    if running is None or waiting is None:
+        return None
+    return Load(
+        running=round(running),
+        waiting=round(waiting),
+        preemptions=page.total(PREEMPTIONS),
+        kv_usage=page.total(KV_USAGE),
+    )
