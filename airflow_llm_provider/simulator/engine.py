@@ -1,0 +1,363 @@
+"""A pure model of vLLM's continuous batching: requests in, tokens out, time passed in.
+
+Owns what happens when. Does not know HTTP or clocks (`simulator.server`), tokens' text, nor who gets what in a step
+(`simulator.scheduler`).
+
+::
+
+    submit ──► API server, one at a time ──► waiting ──► running ──► Finished
+                                                ▲           │ no KV block
+                                                └───────────┘
+
+Whoever drives it calls `submit` and `abort` as things happen and `advance` at `next_s`, all with a `now` that never
+goes back. The same calls with the same seed give the same events.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from itertools import count
+from math import inf
+from random import Random
+from typing import TYPE_CHECKING, NamedTuple
+
+from airflow_llm_provider.simulator.scheduler import Plan, Scheduler
+from airflow_llm_provider.simulator.sequence import Sequence
+from airflow_llm_provider.simulator.spec import LARGE_GPU, TINY_ON_CPU, EngineSpec, Policy, StepModel
+from airflow_llm_provider.simulator.words import (
+    Event,
+    Finished,
+    Preempted,
+    Refusal,
+    Rejected,
+    SimRequest,
+    Stepped,
+    Tokens,
+    block_keys,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "LARGE_GPU",
+    "TINY_ON_CPU",
+    "Engine",
+    "EngineSpec",
+    "Event",
+    "Finished",
+    "Gauges",
+    "Policy",
+    "Preempted",
+    "Refusal",
+    "Rejected",
+    "SimRequest",
+    "StepModel",
+    "Stepped",
+    "Tokens",
+    "Totals",
+    "block_keys",
+]
+
+
+class Gauges(NamedTuple):
+    """What vLLM's gauges say: the state at the end of the last step, however long the one under way takes.
+
+    Attributes:
+        running: ``vllm:num_requests_running``.
+        waiting: ``vllm:num_requests_waiting``. Requests that came since the last step began are not in it yet.
+        kv_usage: ``vllm:kv_cache_usage_perc``, 0 to 1.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+
+
+@dataclass(slots=True)
+class Totals:
+    """What happened so far, for vLLM's counters and for measuring. Read, not written.
+
+    Attributes:
+        prompt_tokens: of requests that got their first token.
+        cached_prompt_tokens: of those, the ones found in the prefix cache.
+        generation_tokens: made, those of aborted requests' last step not counted.
+        prefix_queries: tokens looked for in the prefix cache.
+        prefix_hits: those found.
+        preemptions: losses of blocks.
+        finished: requests by ``finished_reason``: stop, length, abort.
+        rejected: requests refused, by reason.
+        steps: taken.
+        step_s: spent in steps.
+        slot_s: the same, times sequences running: over ``max_num_seqs`` × elapsed time, the share of slots in use.
+    """
+
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    generation_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+    finished: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[Refusal] = field(default_factory=Counter)
+    steps: int = 0
+    step_s: float = 0.0
+    slot_s: float = 0.0
+
+
+class _Step(NamedTuple):
+    plan: Plan
+    starts_s: float
+    ends_s: float
+    running: int
+
+
+class Engine:
+    """One simulated server.
+
+    Args:
+        spec: what it is like.
+        seed: of the steps' jitter.
+        tell_steps: whether `Stepped` events are told.
+    """
+
+    def __init__(self, spec: EngineSpec, *, seed: int = 0, tell_steps: bool = False) -> None:
+        self.spec = spec
+        self.totals = Totals()
+        self.gauges = Gauges()
+        self._tell_steps = tell_steps
+        self._rng = Random(seed)
+        self._scheduler = Scheduler(spec)
+        self._order = count()
+        self._now = -inf
+        self._api_free_s = -inf
+        self._sequences: dict[str, Sequence] = {}  # unfinished
+        self._prefilling = 0  # prompt tokens of those without a first token
+        self._arriving: deque[Sequence] = deque()  # in the API server's hands
+        self._aborted: list[Sequence] = []  # running, to be freed when the step under way ends
+        self._step: _Step | None = None
+        self._ahead: Plan | None = None  # the step after it, where those are put together ahead
+        self._events: list[Event] = []
+
+    @property
+    def running(self) -> int:
+        """Sequences with a slot, now."""
+        return len(self._scheduler.running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences without one, now: in the queue, or on their way to it."""
+        return len(self._scheduler.waiting) + len(self._arriving)
+
+    @property
+    def unfinished(self) -> int:
+        """Requests submitted, and neither ended nor aborted."""
+        return len(self._sequences)
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the KV blocks in use, 0 to 1, now."""
+        return self._scheduler.kv.usage
+
+    @property
+    def preemptions(self) -> int:
+        """Losses of blocks so far."""
+        return self.totals.preemptions
+
+    @property
+    def next_s(self) -> float | None:
+        """When `advance` has something to do: the step under way ends, or a request reaches the engine; None: idle."""
+        if self._step is not None:
+            return self._step.ends_s
+        return max(self._arriving[0].ready_s, self._now) if self._arriving else None
+
+    def submit(self, now: float, request: SimRequest) -> Rejected | None:
+        """A request comes in.
+
+        Args:
+            now: when, in seconds; not before any `now` of an earlier call.
+            request: what it asks for.
+
+        Returns:
+            None, or why it was refused.
+
+        Raises:
+            ValueError: time goes back, the id is taken, or the request is longer than `max_model_len` (the server's
+                400, which is the caller's to answer).
+        """
+        self._run(now)
+        if request.request_id in self._sequences:
+            raise ValueError(f"There is an unfinished request {request.request_id} already. Ids must differ.")
+        if request.prompt_tokens + request.max_tokens > self.spec.max_model_len:
+            raise ValueError(
+                f"Request {request.request_id} has {request.prompt_tokens} prompt tokens and asks for "
+                f"{request.max_tokens}: more than max_model_len ({self.spec.max_model_len}). Refuse it before."
+            )
+        if refusal := self._refusal():
+            self.totals.rejected[refusal] += 1
+            return Rejected(refusal)
+        ready_s = self._api_free_s = max(now, self._api_free_s) + self.spec.step.request_s
+        sequence = Sequence(request, order=next(self._order), arrived_s=now, ready_s=ready_s)
+        self._sequences[request.request_id] = sequence
+        self._prefilling += request.prompt_tokens
+        self._arriving.append(sequence)
+        self._run(now)  # it may be there at once
+        return None
+
+    def abort(self, now: float, request_id: str) -> bool:
+        """A request's client went away. No more events are told of it; a slot is free when the step under way ends.
+
+        Args:
+            now: when, in seconds; not before any `now` of an earlier call.
+            request_id: whose.
+
+        Returns:
+            False if there is no such unfinished request.
+
+        Raises:
+            ValueError: time goes back.
+        """
+        self._run(now)
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is None:
+            return False
+        sequence.aborted = True
+        self.totals.finished["abort"] += 1
+        if sequence.first_s is None:
+            self._prefilling -= sequence.request.prompt_tokens
+        if sequence.running:
+            self._aborted.append(sequence)
+        elif sequence in self._arriving:
+            self._arriving.remove(sequence)
+        else:
+            self._scheduler.waiting.discard(sequence)
+        self._events = [event for event in self._events if getattr(event, "request_id", None) != request_id]
+        return True
+
+    def advance(self, now: float) -> list[Event]:
+        """What happened since the last call, up to and with `now`, in order.
+
+        Raises:
+            ValueError: time goes back.
+        """
+        self._run(now)
+        events, self._events = self._events, []
+        return events
+
+    def _refusal(self) -> Refusal | None:
+        """As vLLM's `AsyncLLM.check_admission`: running requests count as queued too, and prompts count whole."""
+        spec = self.spec
+        if spec.max_num_queued_reqs is not None and len(self._sequences) + 1 > spec.max_num_queued_reqs:
+            return "max_num_queued_reqs"
+        if spec.max_num_queued_tokens is not None and self._prefilling >= spec.max_num_queued_tokens:
+            return "max_num_queued_tokens"
+        return None
+
+    def _run(self, now: float) -> None:
+        """Let time pass."""
+        if now < self._now:
+            raise ValueError(f"The engine has come to {self._now} s and cannot go back to {now} s.")
+        while True:
+            if self._step is not None:
+                if self._step.ends_s > now:
+                    break
+                at_s = self._step.ends_s
+                self._end(self._step)
+            elif self._arriving and self._arriving[0].ready_s <= now:
+                at_s = max(self._arriving[0].ready_s, self._now)
+            else:
+                break
+            self._now = at_s
+            while self._arriving and self._arriving[0].ready_s <= at_s:
+                self._scheduler.waiting.push(self._arriving.popleft())
+            self._begin(at_s)
+        self._now = now
+
+    def _begin(self, at_s: float) -> None:
+        """Start the next step, if there is anything to compute."""
+        plan = self._ahead or self._planned(at_s)
+        self._ahead = None
+        if plan is None:
+            return
+        model = self.spec.step
+        duration_s = model.mean_s(
+            decoding=plan.decoding, prefill_tokens=plan.prefill_tokens, context_tokens=plan.context_tokens
+        )
+        if model.jitter:
+            duration_s *= self._rng.lognormvariate(-(model.jitter**2) / 2, model.jitter)
+        for sequence in plan.started:
+            if sequence.started_s is None:
+                sequence.started_s = at_s
+        self._step = _Step(plan, at_s, at_s + duration_s, len(self._scheduler.running))
+        if self.spec.async_scheduling:
+            self._ahead = self._planned(at_s)
+
+    def _planned(self, at_s: float) -> Plan | None:
+        """The next step put together, with what that did to others; None if there is nothing to do."""
+        plan = self._scheduler.plan()
+        self.totals.prefix_queries += plan.prefix_queries
+        self.totals.prefix_hits += plan.prefix_hits
+        self.totals.preemptions += len(plan.preempted)
+        self._events.extend(
+            Preempted(sequence.request.request_id, at_s) for sequence in plan.preempted if not sequence.aborted
+        )
+        return plan if plan.tokens else None
+
+    def _end(self, step: _Step) -> None:
+        """Hand out what the step made, and free what is no longer needed."""
+        self._step = None
+        plan, at_s = step.plan, step.ends_s
+        gone = self._aborted
+        self._aborted = []
+        prompt_tokens = self._tell(plan.yielding, at_s, gone)
+        if gone:
+            self._scheduler.leave(gone)
+        totals, duration_s = self.totals, at_s - step.starts_s
+        totals.steps += 1
+        totals.step_s += duration_s
+        totals.slot_s += duration_s * step.running
+        totals.prompt_tokens += prompt_tokens
+        if self._tell_steps:
+            self._events.append(
+                Stepped(
+                    at_s,
+                    duration_s,
+                    plan.decoding,
+                    plan.prefill_tokens,
+                    plan.context_tokens,
+                    len(plan.yielding),
+                    prompt_tokens,
+                )
+            )
+        self.gauges = Gauges(self.running, len(self._scheduler.waiting), self.kv_usage)
+
+    def _tell(self, yielding: Iterable[Sequence], at_s: float, gone: list[Sequence]) -> int:
+        """Events of the sequences that got a token; those that ended go to `gone`.
+
+        Returns:
+            the prompt tokens of those whose token was the first.
+        """
+        tell = self._events.append
+        prompt_tokens = generated = 0
+        for sequence in yielding:
+            if sequence.aborted:
+                continue
+            request = sequence.request
+            generated += 1
+            sequence.told += 1
+            first = sequence.first_s is None
+            if first:
+                sequence.first_s = at_s
+                prompt_tokens += request.prompt_tokens
+                self.totals.cached_prompt_tokens += sequence.cached
+            if first or request.every_token:
+                tell(Tokens(request.request_id, at_s, 1, first))
+            if sequence.told == sequence.last_token:
+                tell(sequence.finished(at_s))
+                gone.append(sequence)
+                del self._sequences[request.request_id]
+                self.totals.finished[sequence.reason] += 1
+        self._prefilling -= prompt_tokens
+        self.totals.generation_tokens += generated
+        return prompt_tokens
