@@ -32,9 +32,9 @@ def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
     # The stub lives in a thread with a loop of its own, which the detector watches too. Its log is written
     # synchronously on purpose: the line must be on its way to the disk before the answer is on its way to the client.
     detector.functions["os.write"].can_block_in("airflow_llm_provider/testing/server.py", {"_note"})
-    # Entering and leaving the stub starts and joins its thread: milliseconds of set-up, in a test's own words.
+    # Entering and leaving a server starts and joins its thread: milliseconds of set-up, in a test's own words.
     detector.functions["threading.Lock.acquire"].can_block_in(
-        "airflow_llm_provider/testing/stub.py", {"__enter__", "__exit__"}
+        "airflow_llm_provider/simulator/thread.py", {"__enter__", "__exit__"}
     )
     detector.activate()
     try:

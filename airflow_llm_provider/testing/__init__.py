@@ -15,7 +15,7 @@ Its bodies are copies of a real vLLM 0.32's; ``tests/vllm`` compares them with o
 Nothing in the package imports this, and this never imports Airflow.
 """
 
-from airflow_llm_provider.testing.fault import Fault, FaultKind, Rule
+from airflow_llm_provider.simulator.fault import Fault, FaultKind, Rule
 from airflow_llm_provider.testing.stub import StubVLLM
 
 __all__ = ["Fault", "FaultKind", "Rule", "StubVLLM"]

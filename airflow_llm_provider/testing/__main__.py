@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
-import socket
 import sys
+from typing import TYPE_CHECKING
 
+from airflow_llm_provider.simulator.thread import listen, serve
 from airflow_llm_provider.testing.server import Behaviour, Handler
-from airflow_llm_provider.testing.stub import serve
+
+if TYPE_CHECKING:
+    import socket
 
 
 def main() -> None:
@@ -31,7 +34,7 @@ def main() -> None:
     options = vars(parser.parse_args())
     port, log, models = options.pop("port"), options.pop("log"), options.pop("model")
     behaviour = Behaviour(models=tuple(models or ["stub"]), **options)
-    asyncio.run(_serve(behaviour, socket.create_server(("127.0.0.1", port)), log))
+    asyncio.run(_serve(behaviour, listen(port), log))
 
 
 async def _serve(behaviour: Behaviour, listener: socket.socket, log: str | None) -> None:
@@ -44,7 +47,8 @@ async def _serve(behaviour: Behaviour, listener: socket.socket, log: str | None)
         sys.stdout.write(f"http://127.0.0.1:{listener.getsockname()[1]}\n")
         sys.stdout.flush()
 
-    await serve(Handler(behaviour), listener, stop=stop, ready=tell, log=log)
+    handler = Handler(behaviour)
+    await serve(handler, lambda: handler.logging(log), listener, stop=stop, ready=tell)
 
 
 if __name__ == "__main__":

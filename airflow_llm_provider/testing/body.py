@@ -1,6 +1,7 @@
-"""The bodies a real vLLM 0.32.0 sends, field by field.
+"""The stub's answers: vLLM's shape around an echo.
 
-Owns their shape and the echoed text in them. Pure. Does not know when which one is sent (`testing.server`).
+Owns the echoed text and how much of vLLM's shape is around it. Pure. Does not know when one is sent (`testing.server`),
+nor what errors look like (`simulator.bodies`).
 """
 
 from __future__ import annotations
@@ -9,78 +10,14 @@ from typing import Any
 
 import orjson
 
-CHAT_PATH = "/v1/chat/completions"
+from airflow_llm_provider.simulator.bodies import BUSY, CHAT_PATH, ENGINE_DEAD, event
+
+__all__ = ["BUSY", "CHAT_PATH", "ECHO_CHARS", "ENGINE_DEAD", "Echo", "event", "prompt_text", "prompt_tokens"]
+
 ECHO_CHARS = 200
 """As much of the prompt's text as comes back."""
 
 _CHARS_PER_TOKEN = 4
-
-
-def error(message: str, *, kind: str, code: int, param: str | None = None) -> dict[str, Any]:
-    """The error body."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-BUSY = error(
-    "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance.",
-    kind="Service Unavailable",
-    code=503,
-)
-ENGINE_DEAD = error(
-    "EngineCore encountered an issue. See stack trace (above) for the root cause.",
-    kind="Internal Server Error",
-    code=500,
-)
-DRAINING = error("cannot schedule new futures after shutdown", kind="Internal Server Error", code=500)
-UNAUTHORISED = {"error": "Unauthorized"}
-RATE_LIMITED = {"error": {"message": "rate limit exceeded", "type": "rate_limit_error", "param": None, "code": "429"}}
-NO_ROUTE = {"detail": "Not Found"}
-WRONG_METHOD = {"detail": "Method Not Allowed"}
-
-
-def unknown_model(asked: str, served: str) -> dict[str, Any]:
-    """404 for a model that is not served."""
-    return error(
-        f"The model `{asked}` does not exist. Valid aliases: {served}.", kind="NotFoundError", code=404, param="model"
-    )
-
-
-def too_long(limit_tokens: int, tokens: int) -> dict[str, Any]:
-    """400 for a prompt beyond the context length."""
-    return error(
-        f"This model's maximum context length is {limit_tokens} tokens. However, your prompt contains at least "
-        f"{tokens} input tokens, which exceeds this limit even without any output tokens. Please reduce the length "
-        f"of the input prompt. (parameter=input_tokens, value={tokens})",
-        kind="BadRequestError",
-        code=400,
-        param="input_tokens",
-    )
-
-
-def invalid(loc: str, kind: str, message: str) -> dict[str, Any]:
-    """400 for a body that is not valid JSON or of the wrong shape."""
-    text = f"1 validation error:\n  {{'type': '{kind}', 'loc': '{loc}', 'msg': '{message}'}}"
-    return error(text, kind="Bad Request", code=400, param=loc)
-
-
-def models(names: tuple[str, ...], root: str, max_model_len: int) -> dict[str, Any]:
-    """The answer of ``/v1/models``."""
-    return {
-        "object": "list",
-        "data": [
-            {
-                "id": name,
-                "object": "model",
-                "created": 1795346416,
-                "owned_by": "vllm",
-                "root": root,
-                "parent": None,
-                "max_model_len": max_model_len,
-                "permission": [],
-            }
-            for name in names
-        ],
-    }
 
 
 def prompt_text(request: dict[str, Any]) -> str:
@@ -206,8 +143,3 @@ class Echo:
             "prompt_tokens_details": {"cached_tokens": 0, "created_cache_tokens": 0, "multimodal_tokens": None},
             "completion_tokens_details": None,
         }
-
-
-def event(value: Any) -> bytes:
-    """One event of a stream."""
-    return b"data: " + orjson.dumps(value) + b"\n\n"

@@ -1,33 +1,33 @@
-"""The stub's routes over `aiohttp.web`'s low-level server, and the acting out of faults.
+"""The stub's routes over `aiohttp.web`'s low-level server.
 
-Owns what each request gets. Does not own the loop or the socket it runs on (`testing.stub`).
+Owns what each request gets. Does not own how a fault is acted out (`simulator.acting`), nor the loop and the socket it
+runs on (`simulator.thread`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import socket
-import struct
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import web
 
+from airflow_llm_provider.simulator import bodies
+from airflow_llm_provider.simulator.acting import act_out, json, right
+from airflow_llm_provider.simulator.fault import FaultKind, of_json
 from airflow_llm_provider.testing import body
-from airflow_llm_provider.testing.fault import Fault, FaultKind, Rule, first_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
-    from airflow_llm_provider.testing.fault import FaultFunction
+    from airflow_llm_provider.simulator.fault import FaultFunction
 
-_INFERENCE = frozenset({"/v1/chat/completions", "/v1/completions"})
+_INFERENCE = frozenset({bodies.CHAT_PATH, bodies.COMPLETIONS_PATH})
 _GET = frozenset({"/v1/models", "/version", "/health", "/_state"})
-_RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: closing sends RST and not FIN
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,23 +92,32 @@ class Handler:
         self._running = 0
         self._waiting: list[asyncio.Future[None]] = []
 
-    def log_to(self, fd: int | None) -> None:
-        """Sets the file that gets a line with the request id per POST, before it is answered."""
-        self._log_fd = fd
+    @asynccontextmanager
+    async def logging(self, log: Path | str | None) -> AsyncIterator[None]:
+        """While it lasts, the file gets a line with the request id per POST, before it is answered."""
+        if log is None:
+            yield
+            return
+        self._log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            yield
+        finally:
+            fd, self._log_fd = self._log_fd, None
+            os.close(fd)
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """One request's answer."""
         path, method = request.path, request.method
         if path in _INFERENCE:
-            return await self._infer(path, request) if method == "POST" else _json(body.WRONG_METHOD, 405)
+            return await self._infer(path, request) if method == "POST" else json(bodies.WRONG_METHOD, 405)
         if path == "/_faults" and method in ("PUT", "DELETE"):
             return self._set_faults(await request.read())
         if path == "/_state" and method == "PATCH":
             return self._set_state(await request.read())
         if path not in _GET:
-            return _json(body.NO_ROUTE, 404)
+            return json(bodies.NO_ROUTE, 404)
         if method != "GET":
-            return _json(body.WRONG_METHOD, 405)
+            return json(bodies.WRONG_METHOD, 405)
         return self._get(path, request)
 
     def _get(self, path: str, request: web.BaseRequest) -> web.Response:
@@ -117,31 +126,30 @@ class Handler:
             case "/health":
                 return web.Response()
             case "/version":
-                return _json({"version": now.version})
+                return json({"version": now.version})
             case "/_state":
                 tally = self.tally
-                return _json({name: getattr(tally, name) for name in Tally.__slots__})
+                return json({name: getattr(tally, name) for name in Tally.__slots__})
             case _ if self._unauthorised(request):
-                return _json(body.UNAUTHORISED, 401)
+                return json(bodies.UNAUTHORISED, 401)
             case _:
-                return _json(body.models(now.models, now.root, (now.max_prompt_chars or 4096 * 4) // 4))
+                return json(bodies.models(now.models, now.root, (now.max_prompt_chars or 4096 * 4) // 4))
 
     def _set_faults(self, raw: bytes) -> web.Response:
         try:
-            rules = [Rule.from_json(rule) for rule in (orjson.loads(raw) if raw else [])]
+            self.behaviour.fault = of_json(raw)
         except (ValueError, TypeError, KeyError) as error:
-            return _json(body.error(repr(error), kind="BadRequestError", code=400), 400)
-        self.behaviour.fault = first_of(rules) if rules else None
-        return _json({"rules": len(rules)})
+            return json(bodies.error(repr(error), kind="BadRequestError", code=400), 400)
+        return json({"rules": len(orjson.loads(raw)) if raw else 0})
 
     def _set_state(self, raw: bytes) -> web.Response:
         changes: dict[str, Any] = orjson.loads(raw)
         unknown = changes.keys() - set(Behaviour.__slots__) - {"fault"}
         if unknown:
-            return _json(body.error(f"no such field: {sorted(unknown)}", kind="BadRequestError", code=400), 400)
+            return json(bodies.error(f"no such field: {sorted(unknown)}", kind="BadRequestError", code=400), 400)
         for name, value in changes.items():
             setattr(self.behaviour, name, tuple(value) if name == "models" else value)
-        return _json(changes)
+        return json(changes)
 
     async def _infer(self, path: str, http: web.BaseRequest) -> web.StreamResponse:
         raw = await http.content.read()  # `http.read()` has a limit of 1 MiB
@@ -150,21 +158,25 @@ class Handler:
         try:
             request = orjson.loads(raw)
         except orjson.JSONDecodeError:
-            return _json(body.invalid("body", "json_invalid", "JSON decode error"), 400)
+            return json(bodies.invalid("body", "json_invalid", "JSON decode error"), 400)
         now = self.behaviour
+        streamed = isinstance(request, dict) and bool(request.get("stream"))
         if now.fault is not None and (fault := now.fault(request, nth)) is not None:
-            return await self._act_out(fault, path, request, request_id, http)
+            if fault.kind is not FaultKind.SLOW:
+                echo = body.Echo(path=path, request=request, request_id=request_id, model=now.models[0])
+                return await act_out(fault, http, echo, streamed=streamed)
+            await asyncio.sleep(fault.delay_s)
         refusal = self._refusal(http, request)
         if refusal is not None:
             return refusal
         async with self._slot() as admitted:
             if not admitted:
-                return _json(body.BUSY, 503)
+                return json(bodies.BUSY, 503)
             if now.delay_s:
                 await asyncio.sleep(now.delay_s)
         echo = body.Echo(path=path, request=request, request_id=request_id, model=now.models[0])
         self.tally.answered += 1
-        return _answer(echo, streamed=bool(request.get("stream")))
+        return right(echo, streamed=streamed)
 
     def _note(self, request_id: str) -> int:
         tally = self.tally
@@ -182,16 +194,16 @@ class Handler:
         """The error this request deserves, in the order in which vLLM looks."""
         now = self.behaviour
         if self._unauthorised(http):
-            return _json(body.UNAUTHORISED, 401)
-        name, kind = ("prompt", (str, list)) if http.path == "/v1/completions" else ("messages", (list,))
+            return json(bodies.UNAUTHORISED, 401)
+        name, kind = ("prompt", (str, list)) if http.path == bodies.COMPLETIONS_PATH else ("messages", (list,))
         if not isinstance(request, dict) or not isinstance(request.get(name), kind):
-            return _json(body.invalid(f"body.{name}", "missing", "Field required"), 400)
+            return json(bodies.invalid(f"body.{name}", "missing", "Field required"), 400)
         if request.get("model", now.models[0]) not in now.models:
-            return _json(body.unknown_model(request["model"], ", ".join(now.models)), 404)
+            return json(bodies.unknown_model(request["model"], ", ".join(now.models)), 404)
         text = body.prompt_text(request)
         if now.max_prompt_chars is not None and len(text) > now.max_prompt_chars:
-            return _json(body.too_long(now.max_prompt_chars // 4, body.prompt_tokens(text)), 400)
-        return _json(body.DRAINING, 500) if now.draining else None
+            return json(bodies.too_long(now.max_prompt_chars // 4, body.prompt_tokens(text)), 400)
+        return json(bodies.DRAINING, 500) if now.draining else None
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[bool]:
@@ -235,68 +247,3 @@ class Handler:
                 turn.set_result(None)
                 return
         self._running -= 1
-
-    async def _act_out(
-        self, fault: Fault, path: str, request: dict[str, Any], request_id: str, http: web.BaseRequest
-    ) -> web.StreamResponse:
-        echo = body.Echo(path=path, request=request, request_id=request_id, model=self.behaviour.models[0])
-        match fault.kind:
-            case FaultKind.ANSWER:
-                return _text(fault.body.encode(), fault.status, fault.content_type, fault.headers)
-            case FaultKind.ABORT:
-                echo.abort()
-                return _answer(echo, streamed=bool(request.get("stream")))
-            case FaultKind.STREAM_ERROR if request.get("stream"):
-                error = fault.body.encode() or orjson.dumps(body.ENGINE_DEAD)
-                return _stream([*echo.chunks()[:1], b"data: " + error + b"\n\n", b"data: [DONE]\n\n"])
-            case FaultKind.STREAM_ERROR:
-                return _text(fault.body.encode() or orjson.dumps(body.ENGINE_DEAD), 500)
-            case FaultKind.STREAM_CUT:
-                return _stream(echo.chunks()[:1])
-            case FaultKind.TRUNCATED:
-                whole = echo.whole()
-                return _text(whole[: len(whole) // 2])
-            case FaultKind.GARBAGE:
-                return _text(b"\x00\xff not what you asked for")
-            case FaultKind.EMPTY:
-                return _text(b"")
-            case FaultKind.HANG:
-                await asyncio.Event().wait()
-        return await _break_off(http, b"" if fault.kind is FaultKind.RESET else echo.whole())
-
-
-async def _break_off(http: web.BaseRequest, whole: bytes) -> web.StreamResponse:
-    """Kills the connection: with a reset before anything of the answer, or after half of it."""
-    transport = http.transport
-    response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(whole))})
-    if transport is None:
-        return response
-    if not whole:
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
-        transport.abort()
-        return response
-    await response.prepare(http)
-    await response.write(whole[: len(whole) // 2])
-    transport.close()  # flushes first: a reset could overtake the half that was sent
-    return response
-
-
-def _answer(echo: body.Echo, *, streamed: bool) -> web.Response:
-    return _stream([*echo.chunks(), b"data: [DONE]\n\n"]) if streamed else _text(echo.whole())
-
-
-def _stream(events: list[bytes]) -> web.Response:
-    return _text(b"".join(events), content_type="text/event-stream; charset=utf-8")
-
-
-def _json(value: Any, status: int = HTTPStatus.OK) -> web.Response:
-    return _text(orjson.dumps(value), status)
-
-
-def _text(
-    payload: bytes,
-    status: int = HTTPStatus.OK,
-    content_type: str = "application/json",
-    headers: Any = None,
-) -> web.Response:
-    return web.Response(body=payload, status=status, headers={"Content-Type": content_type, **(headers or {})})

@@ -94,6 +94,7 @@ FAULTS = [
     (Fault(kind=FaultKind.RESET), FailureKind.CONNECTION_LOST),
     (Fault(kind=FaultKind.RESET_MID_ANSWER), FailureKind.CONNECTION_LOST),
     (Fault(kind=FaultKind.HANG), FailureKind.TIMEOUT),
+    (Fault.slow(600.0), FailureKind.TIMEOUT),
 ]
 
 
