@@ -58,7 +58,7 @@ class KVCache:
     @property
     def usage(self) -> float:
         """Share of the blocks that somebody holds, 0 to 1."""
-        return 1 - self.free / self.blocks
+        return (self.blocks - self.free) / self.blocks
 
     def find(self, keys: Sequence[Hashable], tokens: int) -> int:
         """How many blocks from the beginning are known.
