@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from aiohttp import web
+
 
 class StubVLLM(ServerThread):
     """An instant server shaped like vLLM. A context manager, which may be entered again: a restart.
@@ -40,12 +42,15 @@ class StubVLLM(ServerThread):
         self.behaviour = Behaviour(models=models, **behaviour)
         self._handler = Handler(self.behaviour)
         super().__init__(
-            lambda request: self._handler(request),  # looked up anew: a test may put another in its place
+            self._handle,
             lambda: self._handler.logging(log),
             port=port,
             name="stub-vllm",
             ssl_context=ssl_context,
         )
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        return await self._handler(request)  # looked up for each: a test may have put another in its place
 
     @property
     def received(self) -> int:
