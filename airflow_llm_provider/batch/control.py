@@ -10,17 +10,22 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Protocol
 
+from airflow_llm_provider.core.circuit import State
 from airflow_llm_provider.core.load import Load
 
 if TYPE_CHECKING:
     from airflow_llm_provider.core.dispatch import Dispatcher
     from airflow_llm_provider.core.limit import Learnt, Verdict
+    from airflow_llm_provider.core.retry import Failure
     from airflow_llm_provider.endpoint.load import LoadReader
 
 log = logging.getLogger(__name__)
 
-UNUSED_LOOK_S = 1.0
+UNUSED_LOOK_S = 0.1
 """How often it is looked whether anything may be sent again; meanwhile no load is read."""
+
+UNREAD_LOOKS = 3
+"""So many in a row that read nothing are worth a warning."""
 
 LOG_INTERVAL_S = 10.0
 """The limit may change many times a second: it is logged where it has moved since, and no more often."""
@@ -56,26 +61,43 @@ class LimitControl:
         self._name = name
         self._said_s = float("-inf")
         self._said: int | None = None
-        self._unread = False
+        self._unread = 0
+        """Looks in a row that read nothing."""
 
     async def run(self) -> None:
         """Look and obey until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             if self._dispatcher.held and not self._dispatcher.in_flight:
+                self._learnt.rest()
                 await asyncio.sleep(UNUSED_LOOK_S)
                 continue
             answer = await self._reader.read()
-            load = answer if isinstance(answer, Load) else None
-            if load is None and not self._unread:
-                reason = "it is no vLLM's" if answer is None else answer.message  # type: ignore[union-attr]
-                log.warning("The load of %s can't be read: %s", self._name, reason)
-            self._unread = load is None
             now = loop.time()
+            load = answer if isinstance(answer, Load) else None
             verdict = self._learnt.look(now, load, self._dispatcher.in_flight)
+            self._note_unread(answer, verdict)
             self._say(verdict, now)
             self._runner.obey(verdict)
             await asyncio.sleep(verdict.look_in_s)
+
+    def _note_unread(self, answer: Load | Failure | None, verdict: Verdict) -> None:
+        """Say once that the load can't be read, and once that it can be again."""
+        if isinstance(answer, Load):
+            if self._unread >= UNREAD_LOOKS:
+                log.info("The load of %s is read again", self._name)
+            self._unread = 0
+        elif self._unread < UNREAD_LOOKS and self._dispatcher.circuit.state is State.UP:  # else that is told already
+            self._unread += 1
+            if self._unread == UNREAD_LOOKS:
+                why = answer.message if answer is not None else "its /metrics has no vllm:num_requests_running"
+                log.warning(
+                    "The load of %s can't be read, so at most %d are in flight there for now: %s. If a gateway stands "
+                    "before the vLLM server, have it let /metrics through, or name the server itself as base URL",
+                    self._name,
+                    verdict.limit,
+                    why,
+                )
 
     def _say(self, verdict: Verdict, now: float) -> None:
         before = self._said

@@ -111,8 +111,8 @@ class Learnt:
 
     def __init__(self, law: Limit) -> None:
         self._law = law
-        self.limit: int | None = None
-        """Sequences in flight at most; None before the first look."""
+        self.limit = 0
+        """Sequences in flight at most: none before the first look, or the first rows would all go at once."""
         self.load: Load | None = None
         """What was read last; None before, and while nothing can be read."""
         self.others = 0
@@ -126,11 +126,15 @@ class Learnt:
         self.others = 0 if load is None else max(0, load.total - own)
         return verdict
 
+    def rest(self) -> None:
+        """Nothing may be sent, for whatever reason: what was learned is stale when something may be again."""
+        self.limit, self.load, self.others, self.reason = 0, None, 0, ""
+
     def capacity(self, now: float) -> None:
         """The server had no capacity for a request of ours."""
         self._law.capacity(now)
 
     def ended(self, now: float, duration_s: float, *, in_flight: int) -> None:
         """A row or a slice of one ended well, and `in_flight` sequences are left; see `Limit.ended`."""
-        if not self._law.ended(now, duration_s) and self.limit is not None:
+        if not self._law.ended(now, duration_s):
             self.limit = min(self.limit, in_flight)

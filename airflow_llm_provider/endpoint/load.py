@@ -9,6 +9,7 @@ that is mounted behind it, ``/metrics/`` with a slash, answers ``name[]=…`` wi
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.core.load import Load
@@ -74,7 +75,7 @@ def _load(answer: Answer) -> Load | None:
         return None
     page = Page(answer.body, FAMILIES)
     running, waiting = page.total(RUNNING), page.total(WAITING)
-    if running is None or waiting is None:
+    if running is None or waiting is None or not 0 <= running + waiting < math.inf:
         return None
     return Load(
         running=round(running),
