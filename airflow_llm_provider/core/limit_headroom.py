@@ -70,12 +70,18 @@ MANY = 3
 """So many looks on end must tell the same before it is believed that the server waits for memory, or can't be read."""
 
 
+def queued(slots: int) -> int:
+    """Rows that wait in a server of so many slots in a calm, so that none of them waits for a client: ``q``."""
+    return max(1, slots // 50)
+
+
 class HeadroomLimit:
     """See the module.
 
     Args:
         slots: sequences that the server runs at once.
         floor: sequences always left free, whatever real-time asked for of late; 0 or more.
+        blind: sequences left free while the load can't be read, or `floor` where that is more; None: a quarter of them.
         rng: of the moments of looks and leaks; seeded where a run must be repeatable.
         look_cost_s: CPU of the server for one look.
 
@@ -83,11 +89,14 @@ class HeadroomLimit:
         ConfigurationError: when `floor` leaves no slot.
     """
 
-    def __init__(self, slots: int, *, rng: Random, floor: int = 0, look_cost_s: float = 0.0007) -> None:
+    def __init__(
+        self, slots: int, *, rng: Random, floor: int = 0, blind: int | None = None, look_cost_s: float = 0.0007
+    ) -> None:
         if not 0 <= floor < slots:
             raise ConfigurationError(f"headroom {floor} of {slots} slots leaves batch nothing")
         self.slots = slots
         self.floor = floor
+        self.blind = min(slots, max(floor, -(-slots // 4) if blind is None else blind))
         self.look_cost_s = look_cost_s
         self.headroom = max(1, floor)
         self._rng = rng
@@ -141,13 +150,14 @@ class HeadroomLimit:
         return Verdict(limit=own + self._growth(now, -excess), reason=words, look_in_s=look_in_s)
 
     def unread(self, now: float) -> Verdict:
-        """Without the load, all that is left is to keep well away: a quarter of the slots free, and the floor."""
+        """Without the load, all that is left is to keep well away: see `blind`."""
         self._unread += 1
-        self._calm_since = now
-        limit = (
-            self.slots - max(self.floor, -(-self.slots // 4)) if self._unread >= MANY else self.slots - self.headroom
-        )
-        return Verdict(limit=max(0, limit), reason="the server's load can't be read", look_in_s=self._interval(1.0))
+        was_read = self._calm_since is not None
+        kept = self.headroom if was_read and self._unread < MANY else self.blind
+        if was_read:
+            self._calm_since = now
+        reason = f"the load can't be read, {kept} kept free"
+        return Verdict(limit=self.slots - kept, reason=reason, look_in_s=self._interval(1.0))
 
     def capacity(self, now: float) -> None:
         """The server is full, whoever filled it."""
@@ -169,7 +179,7 @@ class HeadroomLimit:
     @property
     def _brim(self) -> int:
         """As many sequences as the server is ever filled with."""
-        return self._seats + max(1, self.slots // 50) if self.floor == 0 else self._seats - self.floor
+        return self._seats + queued(self.slots) if self.floor == 0 else self._seats - self.floor
 
     def _calm(self, now: float) -> bool:
         return self._calm_since is not None and now - self._calm_since >= CALM_S
