@@ -7,8 +7,8 @@ all, this how much of it, many times a second.
 flight, ``own``; the server's slots ``S``. Other batch tasks look just like real-time in them, and no channel leads to
 them that is fast enough. So the law is made of what all tasks see alike, ``T``, and steers ``T``, not ``own``:
 
-- **Target.** ``T* = S - h``, with ``h`` the headroom; in a *calm* ``T* = S + q``, with ``q = max(1, S/50)`` rows queued
-  in the server so that no slot waits for a client (with a `floor`: ``S - floor``).
+- **Target.** ``T* = S - h``, with ``h`` the headroom; in a *calm* ``T* = S - floor``, and a task that seems alone keeps
+  ``q = max(1, S/50)`` rows waiting in the server on top of that, so that no slot waits for a client.
 - **Excess.** ``e = T - T*``. No task of ours ever lifts ``T`` above its target, so a rise above it is an arrival of
   real-time: ``a = min(e, rise of T - own since the last look)``.
 - **Headroom.** ``h`` = the `QUANTILE` of ``a`` over the latest looks that saw real-time about, 1 at least: as many
@@ -17,13 +17,14 @@ them that is fast enough. So the law is made of what all tasks see alike, ``T``,
   others where they are young, so that little is lost; the rest are not replaced when they end. Tasks look at random
   moments, so the next one sees in ``T`` what the one before has given up already, and does not give it up again.
 - **Grow back quickly.** ``limit = own + (T* - T)``; where other tasks may be about (``T - own > 0`` for `ALONE_S` on
-  end) a quarter of that, one at least, and once in `GROW_S` at most: equal steps for all.
-- **Calm.** No arrival for `CALM_S`. A task that is half-way there and sees ``T`` between its target and ``S + q`` takes
-  it for another one's that counts from an earlier moment, and is calm, too.
+  end, or in a calm, when nobody else can be) a quarter of that, one at least, and once in `GROW_S` at most: equal steps
+  for all.
+- **Calm.** No arrival for `CALM_S`. A task that is half-way there and sees ``T`` between its target and ``S`` for
+  `FOLLOW_S` takes it for the doing of tasks that count from an earlier moment, and is calm, too.
 - **Fair.** Whoever holds more gives up more and grows no faster. And a place is left empty now and then: with a
-  probability of ``LEAK * own / T`` at each end, or once in `LONE_LEAK_S` by a task that seems alone; it takes
-  nothing for `LEFT_S` then, so that whoever is short of places finds one. Equal growth and a leak that rises with the
-  square of the share lead to equal shares (Chiu & Jain 1989: additive increase, multiplicative decrease).
+  probability of ``LEAK * own / T`` at each end, or, where a task seems alone, ``q + 1`` at once in `LONE_LEAK_S`.
+  It takes nothing for `LEFT_S` then, so that whoever is short of places finds one. Equal growth and a leak that rises
+  with the square of the share lead to equal shares (Chiu & Jain 1989: additive increase, multiplicative decrease).
 - **Looks.** ``rate = min(LOOKS_PER_S, LOOK_BUDGET / cost of a look * own / T)``: shares add up to 1, so do the looks of
   all tasks to the budget, however many there are.
 
@@ -55,17 +56,21 @@ SLOWEST_LOOK_S = 0.5
 JITTER = 0.3
 """Looks are spread by so much of their interval, so that tasks do not look in step."""
 
-CALM_S = 3.0
+CALM_S = 2.0
+FOLLOW_S = 0.3
 YOUNG = 0.4
 ALONE_S = 10.0
 GROW_S = 0.15
-LEAK = 0.05
+LEAK = 0.1
 LONE_LEAK_S = 5.0
 LEFT_S = 0.25
 REMEMBERED = 100
 """Looks that headroom is learnt from."""
 
 QUANTILE = 0.97
+LATEST_S = 0.1
+"""Growth goes by the highest count of others of so long: a row between two slices is on no server for a moment."""
+
 MANY = 3
 """So many looks on end must tell the same before it is believed that the server waits for memory, or can't be read."""
 
@@ -83,21 +88,17 @@ class HeadroomLimit:
         floor: sequences always left free, whatever real-time asked for of late; 0 or more.
         blind: sequences left free while the load can't be read, or `floor` where that is more; None: a quarter of them.
         rng: of the moments of looks and leaks; seeded where a run must be repeatable.
-        look_cost_s: CPU of the server for one look.
 
     Raises:
         ConfigurationError: when `floor` leaves no slot.
     """
 
-    def __init__(
-        self, slots: int, *, rng: Random, floor: int = 0, blind: int | None = None, look_cost_s: float = 0.0007
-    ) -> None:
+    def __init__(self, slots: int, *, rng: Random, floor: int = 0, blind: int | None = None) -> None:
         if not 0 <= floor < slots:
             raise ConfigurationError(f"headroom {floor} of {slots} slots leaves batch nothing")
         self.slots = slots
         self.floor = floor
         self.blind = min(slots, max(floor, -(-slots // 4) if blind is None else blind))
-        self.look_cost_s = look_cost_s
         self.headroom = max(1, floor)
         self._rng = rng
         self._seats = slots  # what runs at most, less than `slots` where memory is short
@@ -105,10 +106,12 @@ class HeadroomLimit:
         self._unread = 0
         self._arrivals: deque[int] = deque(maxlen=REMEMBERED)
         self._calm_since: float | None = None  # the last arrival, or the first look
-        self._others = 0
+        self._others: deque[tuple[float, int]] = deque()  # of the last `LATEST_S`, the latest look at least
+        self._above_from_s: float | None = None  # the target, and no higher than others in a calm may fill the server
         self._others_seen_s = 0.0  # when there was nobody else last
         self._grow_from_s = 0.0
         self._leak_from_s = 0.0
+        self._leaves = 0  # places still to be left empty
         self._duration_s: float | None = None
         self._share = 0.0
         self._full = False
@@ -120,21 +123,25 @@ class HeadroomLimit:
         self._bound_by_memory(load)
         total, others = load.total, max(0, load.total - own)
         if self._calm_since is None:
-            self._calm_since, self._others_seen_s, self._others = now, now - ALONE_S, others
+            self._calm_since, self._others_seen_s = now, now - ALONE_S
             self._leak_from_s = now + LONE_LEAK_S
-        if others == 0:
+        came = max(0, others - self._others[-1][1]) if self._others else 0
+        self._others.append((now, others))
+        while self._others[0][0] < now - LATEST_S:
+            self._others.popleft()
+        at_most = max(number for _, number in self._others)
+        if not at_most:
             self._others_seen_s = now
-        self._sharing = now - self._others_seen_s > ALONE_S
-        excess = total - self._target(now)
-        if excess > 0 and total <= self._brim and now - self._calm_since > CALM_S / 2:
-            self._calm_since = now - CALM_S
-            excess = total - self._target(now)
-        arrived = min(max(0, excess), max(0, others - self._others))
-        self._others = others
-        self._learn(now, arrived)
-        excess = total - self._target(now)
-        self._share, self._full = own / total if total else 0.0, excess >= 0
-        look_in_s = self._look_in_s(own, total)
+        self._sharing = now - self._others_seen_s > ALONE_S or (at_most > 0 and self._calm(now))
+        excess = 0 if self._follows(now, total) else total - self._target(now)
+        if not own and self._calm(now):  # whoever is there may be alone, and keep rows queued
+            excess -= queued(self.slots)
+        self._learn(now, min(max(0, excess), came))
+        target = self._target(now)
+        excess = 0 if self._above_from_s is not None else total - target
+        free = target - own - at_most
+        self._share, self._full = own / total if total else 0.0, free <= 0
+        look_in_s = self._look_in_s(own, load)
         words = f"real-time and others {others}, {self._words(now)}"
         if excess > 0:
             gone = min(own, excess)
@@ -147,7 +154,7 @@ class HeadroomLimit:
                 reason=words,
                 look_in_s=look_in_s,
             )
-        return Verdict(limit=own + self._growth(now, -excess), reason=words, look_in_s=look_in_s)
+        return Verdict(limit=own + self._growth(now, free), reason=words, look_in_s=look_in_s)
 
     def unread(self, now: float) -> Verdict:
         """Without the load, all that is left is to keep well away: see `blind`."""
@@ -169,17 +176,43 @@ class HeadroomLimit:
         before = self._duration_s
         self._duration_s = duration_s if before is None else before + (duration_s - before) / 8
         if not self._full:
+            self._leaves = 0
             return True
-        leaks = self._rng.random() < LEAK * self._share if self._sharing else now >= self._leak_from_s
-        if leaks:
-            self._leak_from_s = now + LONE_LEAK_S
+        if self._sharing:
+            leaves = 1 if self._rng.random() < LEAK * self._share else 0
+        elif now >= self._leak_from_s:
+            leaves = 1 + self._queued
+        else:
+            leaves = 0
+        if leaves:
+            self._leaves, self._leak_from_s = leaves, now + LONE_LEAK_S
             self._grow_from_s = max(self._grow_from_s, now + LEFT_S)
-        return not leaks
+        if self._leaves and now < self._grow_from_s:
+            self._leaves -= 1
+            return False
+        return True
 
     @property
     def _brim(self) -> int:
-        """As many sequences as the server is ever filled with."""
-        return self._seats + queued(self.slots) if self.floor == 0 else self._seats - self.floor
+        """As many sequences as the server is filled with in a calm."""
+        return self._seats - self.floor + self._queued
+
+    @property
+    def _queued(self) -> int:
+        """Rows kept waiting in the server in a calm; several tasks keep none, so that who waits is real-time."""
+        return 0 if self.floor or self._sharing else queued(self.slots)
+
+    def _follows(self, now: float, total: int) -> bool:
+        """Whether others, half-way to this task's calm, may have found theirs; after a while, it is taken for sure."""
+        half_way = self._calm_since is not None and CALM_S / 2 < now - self._calm_since < CALM_S
+        if not (half_way and self._sharing and self._target(now) < total <= self._brim):
+            self._above_from_s = None
+            return False
+        if self._above_from_s is None:
+            self._above_from_s = now
+        elif now - self._above_from_s >= FOLLOW_S:
+            self._calm_since, self._above_from_s = now - CALM_S, None
+        return True
 
     def _calm(self, now: float) -> bool:
         return self._calm_since is not None and now - self._calm_since >= CALM_S
@@ -214,8 +247,8 @@ class HeadroomLimit:
         elif not load.waiting and self._seats < self.slots:
             self._seats += 1
 
-    def _look_in_s(self, own: int, total: int) -> float:
-        per_s = LOOK_BUDGET / self.look_cost_s * max(own, 1) / max(total, 1)
+    def _look_in_s(self, own: int, load: Load) -> float:
+        per_s = LOOK_BUDGET / load.cost_s * max(own, 1) / max(load.total, own, 1)
         return self._interval(min(SLOWEST_LOOK_S, 1 / min(LOOKS_PER_S, per_s)))
 
     def _interval(self, mean_s: float) -> float:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CHOSEN_COST_S = 0.0007
+"""Of a page with nothing else on it; see `endpoint.load`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
@@ -17,12 +20,14 @@ class Load:
         waiting: in the server's queue.
         preemptions: so far, of running sequences for want of KV blocks; None where that was not read.
         kv_usage: share of the KV blocks in use, 0 to 1; None where that was not read.
+        cost_s: seconds of the server's CPU that reading it took.
     """
 
     running: int
     waiting: int
     preemptions: float | None = None
     kv_usage: float | None = None
+    cost_s: float = CHOSEN_COST_S
 
     @property
     def total(self) -> int:

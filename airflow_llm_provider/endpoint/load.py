@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from airflow_llm_provider.core.load import Load
+from airflow_llm_provider.core.load import CHOSEN_COST_S, Load
 from airflow_llm_provider.core.retry import Failure
 from airflow_llm_provider.endpoint.exposition import Page
 from airflow_llm_provider.endpoint.failure import classify
@@ -31,7 +31,6 @@ WHOLE = "/metrics"
 CHOSEN = "/metrics/?" + "&".join(f"name[]={name}" for name in FAMILIES)
 
 WHOLE_COST_S = 0.004
-CHOSEN_COST_S = 0.0007
 
 WAIT_S = 1.0
 """A load that takes longer to read is none: the next one will be newer."""
@@ -48,29 +47,24 @@ class LoadReader:
         self._client = client
         self._path = CHOSEN
 
-    @property
-    def cost_s(self) -> float:
-        """What a read costs the server, in seconds of its CPU."""
-        return CHOSEN_COST_S if self._path == CHOSEN else WHOLE_COST_S
-
     async def read(self) -> Load | Failure | None:
         """The load; a `Failure` where nothing could be read, None where what was read tells no load.
 
         All series are added up: a server with data-parallel engines has one of each for every engine.
         """
         answer = await self._client.get(self._path, wait_s=WAIT_S)
-        if self._path == CHOSEN and not isinstance(answer, Failure) and _load(answer) is None:
+        if self._path == CHOSEN and not isinstance(answer, Failure) and _load(answer, CHOSEN_COST_S) is None:
             answer = await self._client.get(WHOLE, wait_s=WAIT_S)
-            if not isinstance(answer, Failure) and _load(answer) is not None:
+            if not isinstance(answer, Failure) and _load(answer, WHOLE_COST_S) is not None:
                 self._path = WHOLE
         if isinstance(answer, Failure):
             return answer
         if answer.status != 200:  # noqa: PLR2004
             return classify(answer)
-        return _load(answer)
+        return _load(answer, CHOSEN_COST_S if self._path == CHOSEN else WHOLE_COST_S)
 
 
-def _load(answer: Answer) -> Load | None:
+def _load(answer: Answer, cost_s: float) -> Load | None:
     if answer.status != 200:  # noqa: PLR2004
         return None
     page = Page(answer.body, FAMILIES)
@@ -82,4 +76,5 @@ def _load(answer: Answer) -> Load | None:
         waiting=round(waiting),
         preemptions=page.total(PREEMPTIONS),
         kv_usage=page.total(KV_USAGE),
+        cost_s=cost_s,
     )
