@@ -85,14 +85,17 @@ def parse(raw: bytes) -> dict[str, Any]:
         RefusedError: it is none.
     """
     if not raw.strip():
-        raise RefusedError(bodies.invalid("body", "missing", "Field required"))
+        raise RefusedError(bodies.invalid("body", "missing", "Field required", given=None))
     try:
         request = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise RefusedError(bodies.invalid(f"body.{error.pos}", "json_invalid", "JSON decode error")) from None
+        told = bodies.invalid(
+            f"body.{error.pos}", "json_invalid", "JSON decode error", given={}, context=error.msg.partition(":")[0]
+        )
+        raise RefusedError(told) from None
     if not isinstance(request, dict):
         message = "Input should be a valid dictionary or object to extract fields from"
-        raise RefusedError(bodies.invalid("body", "model_attributes_type", message))
+        raise RefusedError(bodies.invalid("body", "model_attributes_type", message, given=request))
     return request
 
 
@@ -147,11 +150,13 @@ def _types(request: dict[str, Any], *, is_chat: bool) -> None:
     """What pydantic looks at: the form of the fields, before anything is known of their meaning."""
     if is_chat:
         if "messages" not in request:
-            raise RefusedError(bodies.invalid("body.messages", "missing", "Field required"))
+            raise RefusedError(bodies.invalid("body.messages", "missing", "Field required", given={}))
         _listed(request, "messages")
         for number, message in enumerate(request["messages"]):
             if not isinstance(message, dict) or "role" not in message:
-                raise RefusedError(bodies.invalid(f"body.messages.{number}.role", "missing", "Field required"))
+                raise RefusedError(
+                    bodies.invalid(f"body.messages.{number}.role", "missing", "Field required", given=message)
+                )
     elif not isinstance(request.get("prompt", ""), str):
         _listed(request, "prompt")
     for name in ("max_tokens", "max_completion_tokens", "n", "priority", "seed", "min_tokens", "top_k", "top_logprobs"):
@@ -162,7 +167,9 @@ def _types(request: dict[str, Any], *, is_chat: bool) -> None:
 
 def _listed(request: dict[str, Any], name: str) -> None:
     if not isinstance(request[name], list):
-        raise RefusedError(bodies.invalid(f"body.{name}", "list_type", "Input should be a valid list"))
+        raise RefusedError(
+            bodies.invalid(f"body.{name}", "list_type", "Input should be a valid list", given=request[name])
+        )
 
 
 def _whole(request: dict[str, Any], name: str, default: int) -> int:
@@ -174,8 +181,8 @@ def _whole(request: dict[str, Any], name: str, default: int) -> int:
             return int(value)
     except ValueError:
         message = "Input should be a valid integer, unable to parse string as an integer"
-        raise RefusedError(bodies.invalid(f"body.{name}", "int_parsing", message)) from None
-    raise RefusedError(bodies.invalid(f"body.{name}", "int_type", "Input should be a valid integer"))
+        raise RefusedError(bodies.invalid(f"body.{name}", "int_parsing", message, given=value)) from None
+    raise RefusedError(bodies.invalid(f"body.{name}", "int_type", "Input should be a valid integer", given=value))
 
 
 def _number(request: dict[str, Any], name: str) -> float | None:
@@ -187,8 +194,8 @@ def _number(request: dict[str, Any], name: str) -> float | None:
             return float(value)
     except ValueError:
         message = "Input should be a valid number, unable to parse string as a number"
-        raise RefusedError(bodies.invalid(f"body.{name}", "float_parsing", message)) from None
-    raise RefusedError(bodies.invalid(f"body.{name}", "float_type", "Input should be a valid number"))
+        raise RefusedError(bodies.invalid(f"body.{name}", "float_parsing", message, given=value)) from None
+    raise RefusedError(bodies.invalid(f"body.{name}", "float_type", "Input should be a valid number", given=value))
 
 
 def _chat(request: dict[str, Any]) -> list[int]:
@@ -223,7 +230,7 @@ def _prompts(prompt: Any) -> list[list[int]]:
 
 def _ids(prompt: Any) -> list[int]:
     if not isinstance(prompt, list) or not all(type(token) is int for token in prompt):
-        raise RefusedError(bodies.invalid("body.prompt", "list_type", "Input should be a valid list"))
+        raise RefusedError(bodies.invalid("body.prompt", "list_type", "Input should be a valid list", given=prompt))
     for token in prompt:
         if not 0 <= token < tokenizer.VOCABULARY:
             raise RefusedError(bodies.bad_request(f"Token id {token} is out of vocabulary"))

@@ -33,6 +33,9 @@ ENGINE_DEAD = error(
 DRAINING = error("cannot schedule new futures after shutdown", kind="Internal Server Error", code=500)
 UNAUTHORISED = {"error": "Unauthorized"}
 RATE_LIMITED = {"error": {"message": "rate limit exceeded", "type": "rate_limit_error", "param": None, "code": "429"}}
+WRONG_MEDIA = error(
+    "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed", kind="Bad Request", code=400
+)
 NO_ROUTE = {"detail": "Not Found"}
 WRONG_METHOD = {"detail": "Method Not Allowed"}
 
@@ -61,10 +64,26 @@ def too_long(limit_tokens: int, tokens: int) -> dict[str, Any]:
     )
 
 
-def invalid(loc: str, kind: str, message: str) -> dict[str, Any]:
-    """400 for a body that is not valid JSON or of the wrong shape."""
-    text = f"1 validation error:\n  {{'type': '{kind}', 'loc': '{loc}', 'msg': '{message}'}}"
+def invalid(loc: str, kind: str, message: str, *, given: object = ..., context: str = "") -> dict[str, Any]:
+    """400 for a body that is not valid JSON or of the wrong shape.
+
+    Args:
+        loc: which field.
+        kind: pydantic's word for what is wrong with it.
+        message: the same for people.
+        given: what was there; left out, nothing is said of it.
+        context: more words on what is wrong.
+    """
+    told = "" if given is ... else f", 'input': '{_sketch(given)}'"
+    more = f", 'ctx': {{'error': {context!r}}}" if context else ""
+    text = f"1 validation error:\n  {{'type': '{kind}', 'loc': '{loc}', 'msg': '{message}'{told}{more}}}"
     return error(text, kind="Bad Request", code=400, param=loc)
+
+
+def _sketch(value: object) -> str:
+    if isinstance(value, dict | list):
+        return f"<{type(value).__name__} of {len(value)} items>"
+    return str(value)
 
 
 def models(names: tuple[str, ...], root: str, max_model_len: int) -> dict[str, Any]:

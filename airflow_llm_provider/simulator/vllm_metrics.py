@@ -4,8 +4,8 @@ Owns which event counts where. Pure. Does not know the words (`simulator.vllm_fa
 (`simulator.prometheus`), nor when anything happens (`simulator.engine`).
 
 Durations are the engine's seconds: on an accelerated server, more of them than pass on the wall. An aborted request
-counts nowhere but in the tokens it got, as with a real vLLM. Left out: the series ``…_created``, and the families of the
-Python process (but ``process_start_time_seconds``) and of the HTTP server.
+counts nowhere but in the tokens it got, as with a real vLLM. Left out: the series ``…_created``, and the families of
+the Python process (but ``process_start_time_seconds``) and of the HTTP server.
 """
 
 from __future__ import annotations
