@@ -46,7 +46,11 @@ class Story:
 
     @property
     def tokens(self) -> Counter[str]:
-        return Counter(event.request_id for event in self.events if isinstance(event, Tokens))
+        tokens: Counter[str] = Counter()
+        for event in self.events:
+            if isinstance(event, Tokens):
+                tokens[event.request_id] += event.count
+        return tokens
 
     @property
     def firsts(self) -> dict[str, float]:
@@ -72,7 +76,8 @@ def check(engine: Engine) -> None:
     assert 0 <= engine.running <= limits.max_num_seqs
     assert engine.gauges.running <= limits.max_num_seqs
     aborted = sum(sequence.aborted for sequence in scheduler.running)
-    assert engine.running + engine.waiting == engine.unfinished + aborted
+    answering = sum(not (s.running or s.told < s.last_token) for s in engine._sequences.values())
+    assert engine.running + engine.waiting == engine.unfinished - answering + aborted
     kv = scheduler.kv
     held = [sequence.held for sequence in scheduler.running]
     holders = Counter(key for each in held for key in each.known)

@@ -5,9 +5,9 @@ Owns what happens when. Does not know HTTP or clocks (`simulator.server`), token
 
 ::
 
-    submit ──► API server, one at a time ──► waiting ──► running ──► Finished
-                                                ▲           │ no KV block
-                                                └───────────┘
+    submit ──► API server ──► waiting ──► running ──► API server ──► Tokens, Finished
+                                 ▲           │ no KV block
+                                 └───────────┘
 
 Whoever drives it calls `submit` and `abort` as things happen and `advance` at `next_s`, all with a `now` that never
 goes back. The same calls with the same seed give the same events.
@@ -22,6 +22,7 @@ from math import inf
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
+from airflow_llm_provider.simulator.front import Front
 from airflow_llm_provider.simulator.scheduler import Plan, Scheduler
 from airflow_llm_provider.simulator.sequence import Sequence
 from airflow_llm_provider.simulator.spec import LARGE_GPU, TINY_ON_CPU, EngineSpec, Policy, StepModel
@@ -127,12 +128,13 @@ class Engine:
         self.totals = Totals()
         self.gauges = Gauges()
         self._tell_steps = tell_steps
+        self._tokens_cost = spec.step.token_s > 0
         self._rng = Random(seed)
         self._scheduler = Scheduler(spec)
         self._order = count()
         self._now = -inf
-        self._api_free_s = -inf
-        self._sequences: dict[str, Sequence] = {}  # unfinished
+        self._front = Front(spec.step)
+        self._sequences: dict[str, Sequence] = {}  # those whose clients wait
         self._prefilling = 0  # prompt tokens of those without a first token
         self._arriving: deque[Sequence] = deque()  # in the API server's hands
         self._aborted: list[Sequence] = []  # running, to be freed when the step under way ends
@@ -147,12 +149,12 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Sequences without one, now: in the queue, or on their way to it."""
+        """Sequences without one, now: in the queue, or in the API server on their way to it."""
         return len(self._scheduler.waiting) + len(self._arriving)
 
     @property
     def unfinished(self) -> int:
-        """Requests submitted, and neither ended nor aborted."""
+        """Requests submitted, and neither answered nor aborted."""
         return len(self._sequences)
 
     @property
@@ -167,10 +169,13 @@ class Engine:
 
     @property
     def next_s(self) -> float | None:
-        """When `advance` has something to do: the step under way ends, or a request reaches the engine; None: idle."""
+        """When `advance` has something to do: a step's end, tokens at a client, a request at the engine; None: idle."""
+        next_s = self._front.next_s
         if self._step is not None:
-            return self._step.ends_s
-        return max(self._arriving[0].ready_s, self._now) if self._arriving else None
+            next_s = min(next_s, self._step.ends_s)
+        elif self._arriving:
+            next_s = min(next_s, self._arriving[0].ready_s)
+        return None if next_s == inf else max(next_s, self._now)
 
     def submit(self, now: float, request: SimRequest) -> Rejected | None:
         """A request comes in.
@@ -197,8 +202,7 @@ class Engine:
         if refusal := self._refusal():
             self.totals.rejected[refusal] += 1
             return Rejected(refusal)
-        ready_s = self._api_free_s = max(now, self._api_free_s) + self.spec.step.request_s
-        sequence = Sequence(request, order=next(self._order), arrived_s=now, ready_s=ready_s)
+        sequence = Sequence(request, order=next(self._order), arrived_s=now, ready_s=self._front.take(now))
         self._sequences[request.request_id] = sequence
         self._prefilling += request.prompt_tokens
         self._arriving.append(sequence)
@@ -213,7 +217,7 @@ class Engine:
             request_id: whose.
 
         Returns:
-            False if there is no such unfinished request.
+            False if there is no such request, or it is answered.
 
         Raises:
             ValueError: time goes back.
@@ -230,7 +234,7 @@ class Engine:
             self._aborted.append(sequence)
         elif sequence in self._arriving:
             self._arriving.remove(sequence)
-        else:
+        elif sequence.told < sequence.last_token:
             self._scheduler.waiting.discard(sequence)
         self._events = [event for event in self._events if getattr(event, "request_id", None) != request_id]
         return True
@@ -263,6 +267,7 @@ class Engine:
                 if self._step.ends_s > now:
                     break
                 at_s = self._step.ends_s
+                self._deliver(at_s)
                 self._end(self._step)
             elif self._arriving and self._arriving[0].ready_s <= now:
                 at_s = max(self._arriving[0].ready_s, self._now)
@@ -272,6 +277,7 @@ class Engine:
             while self._arriving and self._arriving[0].ready_s <= at_s:
                 self._scheduler.waiting.push(self._arriving.popleft())
             self._begin(at_s)
+        self._deliver(now)
         self._now = now
 
     def _begin(self, at_s: float) -> None:
@@ -310,7 +316,7 @@ class Engine:
         plan, at_s = step.plan, step.ends_s
         gone = self._aborted
         self._aborted = []
-        prompt_tokens = self._tell(plan.yielding, at_s, gone)
+        prompt_tokens = self._hand_out(plan.yielding, at_s, gone)
         if gone:
             self._scheduler.leave(gone)
         totals, duration_s = self.totals, at_s - step.starts_s
@@ -332,32 +338,43 @@ class Engine:
             )
         self.gauges = Gauges(self.running, len(self._scheduler.waiting), self.kv_usage)
 
-    def _tell(self, yielding: Iterable[Sequence], at_s: float, gone: list[Sequence]) -> int:
-        """Events of the sequences that got a token; those that ended go to `gone`.
+    def _hand_out(self, yielding: Iterable[Sequence], at_s: float, gone: list[Sequence]) -> int:
+        """Give the step's tokens to the API server. Sequences that are complete go to `gone`.
 
         Returns:
             the prompt tokens of those whose token was the first.
         """
-        tell = self._events.append
+        hand_out = self._front.hand_out
         prompt_tokens = generated = 0
         for sequence in yielding:
             if sequence.aborted:
                 continue
-            request = sequence.request
             generated += 1
             sequence.told += 1
-            first = sequence.first_s is None
+            sequence.last_s = at_s
+            first, last = sequence.first_s is None, sequence.told == sequence.last_token
             if first:
                 sequence.first_s = at_s
-                prompt_tokens += request.prompt_tokens
+                prompt_tokens += sequence.request.prompt_tokens
                 self.totals.cached_prompt_tokens += sequence.cached
-            if first or request.every_token:
-                tell(Tokens(request.request_id, at_s, 1, first))
-            if sequence.told == sequence.last_token:
-                tell(sequence.finished(at_s))
+            if first or last or sequence.request.every_token or self._tokens_cost:
+                hand_out(at_s, sequence, first=first, last=last)
+            if last:
                 gone.append(sequence)
-                del self._sequences[request.request_id]
-                self.totals.finished[sequence.reason] += 1
         self._prefilling -= prompt_tokens
         self.totals.generation_tokens += generated
         return prompt_tokens
+
+    def _deliver(self, now: float) -> None:
+        """Tell of the tokens that have reached the clients."""
+        for delivery in self._front.delivered(now):
+            sequence, at_s = delivery.sequence, delivery.at_s
+            request = sequence.request
+            if delivery.first:
+                sequence.first_told_s = at_s
+            if delivery.first or request.every_token:
+                self._events.append(Tokens(request.request_id, at_s, delivery.tokens, delivery.first))
+            if delivery.last:
+                self._events.append(sequence.finished(at_s))
+                del self._sequences[request.request_id]
+                self.totals.finished[sequence.reason] += 1

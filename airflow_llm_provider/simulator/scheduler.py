@@ -98,7 +98,7 @@ class Scheduler:
                 if victim.complete:  # its blocks are free in a moment anyhow
                     return 0
                 at = self.running.index(victim)
-                index -= at < index
+        
                 budget += tokens.pop(victim, 0)
                 self._preempt(victim, at, plan)
                 if victim is sequence:
@@ -162,7 +162,6 @@ class Scheduler:
         del self.running[at]
         self.kv.release(victim.held)
         victim.running = False
-        victim.computed = 0
         victim.preemptions += 1
         self.waiting.push_preempted(victim)
         plan.preempted.append(victim)

@@ -11,6 +11,7 @@ from airflow_llm_provider.simulator.kv_cache import Held
 from airflow_llm_provider.simulator.words import Finished
 
 if TYPE_CHECKING:
+    from airflow_llm_provider.simulator.front import Delivery
     from airflow_llm_provider.simulator.words import SimRequest
 
 
@@ -33,7 +34,10 @@ class Sequence:
         running: whether it has a slot.
         aborted: whether nobody wants it any longer.
         started_s: when its first step began; None before.
-        first_s: when its first token came; None before.
+        first_s: when its first token was made; None before.
+        last_s: when its last token so far was.
+        first_told_s: when its first token reached the client.
+        delivery: its tokens that went to the API server last.
         cached: prompt tokens found in the prefix cache when it was first started.
         preemptions: how often it lost its blocks.
     """
@@ -43,9 +47,12 @@ class Sequence:
         "arrived_s",
         "cached",
         "computed",
+        "delivery",
         "first_s",
+        "first_told_s",
         "generated",
         "held",
+        "last_s",
         "last_token",
         "preemptions",
         "rank",
@@ -72,6 +79,9 @@ class Sequence:
         self.aborted = False
         self.started_s: float | None = None
         self.first_s: float | None = None
+        self.last_s = 0.0
+        self.first_told_s = 0.0
+        self.delivery: Delivery | None = None
         self.cached = 0
         self.preemptions = 0
 
@@ -86,7 +96,7 @@ class Sequence:
         return "stop" if self.request.stop_after == self.last_token else "length"
 
     def finished(self, at_s: float) -> Finished:
-        """The event of its end. It must have begun."""
+        """The event of its end, where its last token reaches the client at `at_s`."""
         started_s, first_s = self.started_s, self.first_s
         assert started_s is not None and first_s is not None  # noqa: S101, PT018 - a token was made
         return Finished(
@@ -95,11 +105,11 @@ class Sequence:
             reason=self.reason,
             prompt_tokens=self.request.prompt_tokens,
             cached_tokens=self.cached,
-            generated_tokens=self.generated,
+            generated_tokens=self.told,
             arrived_s=self.arrived_s,
             queued_s=started_s - self.ready_s,
             prefill_s=first_s - started_s,
-            decode_s=at_s - first_s,
-            ttft_s=first_s - self.arrived_s,
+            decode_s=self.last_s - first_s,
+            ttft_s=self.first_told_s - self.arrived_s,
             preemptions=self.preemptions,
         )

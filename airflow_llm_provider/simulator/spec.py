@@ -15,7 +15,7 @@ Policy = Literal["fcfs", "priority"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepModel:
-    """How long the server takes for a step, and for a request before it reaches the engine.
+    """How long the engine takes for a step, and the API server before and after it.
 
     ::
 
@@ -31,7 +31,10 @@ class StepModel:
         per_prefill_token_s: more for each prompt token computed; those found in the prefix cache are not.
         per_kv_token_s: more for each token of context of the sequences in the step.
         jitter: standard deviation of the logarithm of a step's duration.
-        request_s: the API server's work on a request before the engine sees it. It does one at a time.
+        request_s: the API server's work on a request before the engine sees it. It does one thing at a time.
+        delay_s: what passes besides until the engine has it, while the API server is free for other things.
+        token_s: the API server's work on a token.
+        chunk_s: its work on sending something, besides: each token of a stream, or a whole answer.
 
     Raises:
         ValueError: a time is negative, or no step would take any time.
@@ -43,6 +46,9 @@ class StepModel:
     per_kv_token_s: float = 0.0
     jitter: float = 0.0
     request_s: float = 0.0
+    delay_s: float = 0.0
+    token_s: float = 0.0
+    chunk_s: float = 0.0
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

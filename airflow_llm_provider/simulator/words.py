@@ -62,13 +62,13 @@ class Rejected(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A sequence got a token.
+    """Tokens reach the client.
 
     Attributes:
         request_id: whose.
         at_s: when.
-        count: how many: 1.
-        first: whether it is the request's first.
+        count: how many: more than 1 where the API server had no time for each.
+        first: whether the request's first is among them.
     """
 
     request_id: str
@@ -82,16 +82,16 @@ class Finished(NamedTuple):
 
     Attributes:
         request_id: which.
-        at_s: when.
+        at_s: when its last token reaches the client.
         reason: as in the answer's ``finish_reason``.
         prompt_tokens: of its prompt.
         cached_tokens: of those, the ones found in the prefix cache at the first try.
         generated_tokens: of its answer.
         arrived_s: when it was submitted.
         queued_s: from reaching the engine to its first step.
-        prefill_s: from its first step to the first token.
-        decode_s: from the first token to the last.
-        ttft_s: from submission to the first token.
+        prefill_s: from its first step to the first token, in the engine.
+        decode_s: from the first token to the last, in the engine.
+        ttft_s: from submission to the first token reaching the client.
         preemptions: how often it lost its blocks.
     """
 
@@ -115,7 +115,7 @@ class Finished(NamedTuple):
 
     @property
     def inference_s(self) -> float:
-        """From its first step to the end."""
+        """From its first step to the last token, in the engine."""
         return self.prefill_s + self.decode_s
 
     @property

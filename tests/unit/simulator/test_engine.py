@@ -96,6 +96,52 @@ def test_the_api_server_takes_one_at_a_time():
     assert story.ends["b"].ttft_s == 2.75
 
 
+def test_what_passes_besides_delays_without_keeping_others_waiting():
+    model = replace(EVEN, request_s=0.25, delay_s=0.5)
+    story = play(Engine(spec(max_num_seqs=4, step=model)), [(0.0, ask("a", tokens=1)), (0.0, ask("b", tokens=1))])
+    assert story.firsts == {"a": 1.75, "b": 2.75}
+    story = play(Engine(spec(max_num_seqs=4, step=model)), [(0.0, ask("a", tokens=9)), (4.0, ask("b", tokens=1))])
+    assert story.firsts["b"] == 5.75  # at the engine at 4.75, with a step beginning
+
+
+def test_tokens_pass_the_api_server_one_at_a_time_and_together_where_it_is_slow():
+    model = replace(EVEN, token_s=0.5, chunk_s=1.0)
+    story = play(Engine(spec(step=model)), [(0.0, ask("a", tokens=4))])
+    # made at 1, 2, 3 and 4: the second goes with the first, which is still in the queue, and the fourth with the third
+    assert story.events[:-1] == [Tokens("a", 2.5, 2, first=True), Tokens("a", 4.5, 2, first=False)]
+    end = story.ends["a"]
+    assert (end.at_s, end.ttft_s, end.prefill_s, end.decode_s) == (4.5, 2.5, 1.0, 3.0)
+
+
+def test_a_whole_answer_is_one_piece():
+    model = replace(EVEN, token_s=0.125, chunk_s=0.5)
+    story = play(Engine(spec(step=model)), [(0.0, ask("a", tokens=4, every_token=False))])
+    assert story.firsts == {"a": 1.125}
+    assert story.ends["a"].at_s == 4.625
+
+
+def test_requests_wait_behind_tokens_and_tokens_behind_requests():
+    model = replace(EVEN, request_s=0.5, chunk_s=0.5)
+    story = play(
+        Engine(spec(max_num_seqs=4, step=model)),
+        [(0.0, ask("a", tokens=1)), (1.25, ask("b", tokens=1)), (1.5, ask("c", tokens=1))],
+    )
+    # a's token is made at 1.5 and waits until b is taken, at 1.75; c waits until that is sent
+    assert story.firsts == {"a": 2.25, "b": 3.25, "c": 4.25}
+
+
+def test_an_answer_on_its_way_can_be_aborted_and_counts_as_such():
+    engine = Engine(spec(step=replace(EVEN, chunk_s=5.0)))
+    engine.submit(0.0, ask("a", tokens=1))
+    engine.advance(3.0)
+    assert (engine.running, engine.waiting, engine.unfinished) == (0, 0, 1)
+    assert engine.next_s == 6.0
+    assert engine.abort(4.0, "a")
+    assert engine.advance(9.0) == []
+    assert engine.totals.finished == {"abort": 1}
+    assert engine.unfinished == 0
+
+
 def test_jitter_has_mean_one_and_follows_the_seed():
     model = StepModel(base_s=1.0, per_seq_s=0.0, per_prefill_token_s=0.0, jitter=0.5)
 
@@ -157,6 +203,24 @@ def test_with_priorities_the_least_urgent_starts_again():
     story = play(engine, arrivals)
     assert story.preempted == ["a"]
     assert story.tokens == {"a": 8, "b": 4}
+
+
+def test_the_others_go_on_in_the_step_in_which_one_loses_its_blocks():
+    engine = Engine(spec(num_blocks=10, max_model_len=32, max_num_seqs=4, policy="priority"))  # nine blocks
+    arrivals = [(0.0, ask("late", prompt=4, tokens=12, priority=9))]
+    arrivals += [(0.0, ask(name, prompt=8, tokens=4)) for name in "abc"]
+    story = play(engine, arrivals)
+    assert story.preempted == ["late"]  # when "b" finds no block in the third step
+    assert {name: story.ends[name].at_s for name in "abc"} == {"a": 5.0, "b": 5.0, "c": 5.0}
+    assert story.ends["late"].preemptions == 1
+
+
+def test_by_arrival_who_lost_its_blocks_is_the_next_to_start():
+    engine = Engine(spec(num_blocks=6, max_model_len=20))
+    arrivals = [(0.0, ask("a", prompt=8, tokens=8)), (0.1, ask("b", prompt=8, tokens=4)), (0.2, ask("c", tokens=1))]
+    story = play(engine, arrivals)
+    assert story.preempted == ["b"]
+    assert story.firsts["c"] > story.ends["a"].at_s, "there was a block for it before, but not its turn"
 
 
 def test_nobody_is_started_who_would_not_fit_whole():
