@@ -98,7 +98,7 @@ class Scheduler:
                 if victim.complete:  # its blocks are free in a moment anyhow
                     return 0
                 at = self.running.index(victim)
-        
+                index -= at < index
                 budget += tokens.pop(victim, 0)
                 self._preempt(victim, at, plan)
                 if victim is sequence:
