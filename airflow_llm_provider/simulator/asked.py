@@ -172,6 +172,11 @@ def _listed(request: dict[str, Any], name: str) -> None:
         )
 
 
+def not_a_list(name: str, given: object) -> RefusedError:
+    """The refusal of a field that must be a list."""
+    return RefusedError(bodies.invalid(f"body.{name}", "list_type", "Input should be a valid list", given=given))
+
+
 def _whole(request: dict[str, Any], name: str, default: int) -> int:
     value = request.get(name)
     if value is None:
@@ -230,7 +235,7 @@ def _prompts(prompt: Any) -> list[list[int]]:
 
 def _ids(prompt: Any) -> list[int]:
     if not isinstance(prompt, list) or not all(type(token) is int for token in prompt):
-        raise RefusedError(bodies.invalid("body.prompt", "list_type", "Input should be a valid list", given=prompt))
+        raise not_a_list("prompt", prompt)
     for token in prompt:
         if not 0 <= token < tokenizer.VOCABULARY:
             raise RefusedError(bodies.bad_request(f"Token id {token} is out of vocabulary"))
