@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, replace
+
+import pytest
+
+from airflow_llm_provider.simulator.fit import ApiWork, Calibration, Prefill, Wave, fit, least_squares, spread
+from airflow_llm_provider.simulator.spec import StepModel
+
+TRUE = StepModel(
+    base_s=2e-3,
+    per_seq_s=1e-4,
+    per_prefill_token_s=1.5e-5,
+    per_kv_token_s=4e-8,
+    jitter=0.2,
+    request_s=1.5e-3,
+    delay_s=3e-3,
+    token_s=2e-5,
+    chunk_s=1e-4,
+)
+WORK = [(64, 12_800, 64), (64, 12_800, 12_800), (200, 200, 200)]
+
+
+def calibration(noise: float = 0.0) -> Calibration:
+    """What a server of that model would show."""
+    rng = random.Random(4)
+
+    def seen(true_s: float) -> float:
+        return true_s * rng.lognormvariate(0, noise)
+
+    def step_s(decoding: int = 0, prefill: int = 0, context: float = 0) -> float:
+        return TRUE.mean_s(decoding=decoding, prefill_tokens=prefill, context_tokens=context)
+
+    lone_s = TRUE.request_s + TRUE.delay_s + TRUE.token_s + TRUE.chunk_s + step_s(prefill=16)
+    return Calibration(
+        waves=tuple(
+            Wave(size=n, context_tokens=context, inter_token_s=seen(step_s(n, 0, n * context)))
+            for n in (1, 2, 4, 8)
+            for context in (116, 1600)
+        ),
+        prefills=tuple(
+            Prefill(prompt_tokens=length, steps=1, prefill_s=seen(step_s(0, length))) for length in (16, 500, 1900)
+        ),
+        api=tuple(
+            ApiWork(
+                requests=r, tokens=t, chunks=c, cpu_s=seen(TRUE.request_s * r + TRUE.token_s * t + TRUE.chunk_s * c)
+            )
+            for r, t, c in WORK
+        ),
+        lone_ttft_s=lone_s,
+        lone_prompt_tokens=16,
+        gaps_s=tuple(rng.lognormvariate(0, TRUE.jitter) for _ in range(4000)),
+    )
+
+
+def test_it_finds_the_model_that_made_the_measurements():
+    found = fit(calibration())
+    for name, value in asdict(replace(TRUE, jitter=0.0)).items():
+        if name != "jitter":
+            assert getattr(found, name) == pytest.approx(value, rel=1e-6), name
+    assert found.jitter == pytest.approx(TRUE.jitter, rel=0.05)
+
+
+def test_noise_does_not_lead_it_astray():
+    found = fit(calibration(noise=0.05))
+    for decoding, prefill, context in [(1, 0, 100), (8, 0, 8000), (4, 600, 1000)]:
+        load = {"decoding": decoding, "prefill_tokens": prefill, "context_tokens": context}
+        assert found.mean_s(**load) == pytest.approx(TRUE.mean_s(**load), rel=0.1)
+
+
+def test_no_term_is_negative():
+    # a second sequence seems to make the step shorter: that is noise, and costs nothing
+    assert least_squares([(1, 1), (1, 2)], [1.0, 0.9]) == pytest.approx((0.9448, 0), abs=1e-3)
+    quick = replace(calibration(), lone_ttft_s=1e-3)
+    assert fit(quick).delay_s == 0.0
+
+
+def test_errors_are_relative():
+    (x,) = least_squares([(1,), (100,)], [1.0, 110.0])
+    assert x == pytest.approx((1 + 100 / 110) / (1 + (100 / 110) ** 2))
+
+
+def test_too_few_kinds_of_load_are_told():
+    few = replace(calibration(), waves=calibration().waves[:1])
+    with pytest.raises(ValueError, match="4 measurements of this kind do not tell 4 terms apart"):
+        fit(few)
+    with pytest.raises(ValueError, match="0 measurements"):
+        least_squares([], [])
+
+
+def test_a_spread_needs_gaps():
+    assert spread([2.0, 2.0, 2.0]) == 0.0
+    with pytest.raises(ValueError, match="no gap between tokens"):
+        spread([0.0])
