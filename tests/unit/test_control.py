@@ -21,7 +21,7 @@ from airflow_llm_provider.core.load import Load
 from airflow_llm_provider.core.retry import Failure, FailureKind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 HIDDEN = Failure(FailureKind.ROUTE_NOT_FOUND, "404 Not Found at /metrics")
 QUIET = Load(running=0, waiting=0)
@@ -83,9 +83,18 @@ class World:
             task.cancel()
 
     async def until_looks(self, amount: int) -> None:
-        async with asyncio.timeout(5):
-            while self.looks < amount + 1:  # that many have been carried out when the next one is read
-                await asyncio.sleep(0)
+        await until(lambda: self.looks > amount)  # that many have been carried out when the next one is read
+
+
+async def until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not done():  # noqa: ASYNC110 - what is waited for sets no event
+            await asyncio.sleep(0)
+
+
+async def turns(amount: int) -> None:
+    for _ in range(amount):
+        await asyncio.sleep(0)
 
 
 def circuit() -> Circuit:
@@ -103,10 +112,8 @@ async def test_a_look_is_obeyed_and_the_next_one_comes_when_the_law_says(caplog:
     world = World(*verdicts, reads=[QUIET, busy])
     world.dispatcher.in_flight = 5
     async with world.running():
-        async with asyncio.timeout(5):
-            while len(world.obeyed) < 2:
-                await asyncio.sleep(0)
-        await asyncio.sleep(0.05)
+        await until(lambda: len(world.obeyed) == 2)
+        await turns(50)
     assert world.obeyed == list(verdicts)
     assert world.law.asked == [(QUIET, 5), (busy, 5)]
     assert (world.learnt.load, world.learnt.others, world.dispatcher.most) == (busy, 2, 0)
@@ -127,11 +134,9 @@ async def test_on_hold_nothing_is_read_and_what_was_learned_is_forgotten(monkeyp
         world.dispatcher.hold()
         await world.until_looks(world.looks + 2)  # what is in flight is still looked after
         world.dispatcher.in_flight = 0
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await turns(5)
         looks = world.looks
-        for _ in range(50):
-            await asyncio.sleep(0)
+        await turns(50)
         assert world.looks == looks
         world.dispatcher.release(limit=64, closes_s=None)
         assert world.dispatcher.most == 0, "what is free now is not known yet"
@@ -182,13 +187,12 @@ async def test_of_a_server_that_is_down_that_much_is_known(caplog: pytest.LogCap
     assert lines(caplog, logging.WARNING) == []
 
 
-async def test_without_a_load_the_real_law_leaves_free_what_was_agreed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_load_the_real_law_leaves_free_what_was_agreed_on() -> None:
     law = ControlLaw(kind="headroom", slots=64, floor=0, blind=16)
     learnt = law.learnt(65, Random(1))
     assert learnt is not None
     world = World(reads=[None])
     world.learnt = world.dispatcher.learnt = learnt
     async with world.running():
-        await world.until_looks(0)
-        await asyncio.sleep(0.01)
+        await until(lambda: bool(world.obeyed))
         assert world.dispatcher.most == 48
