@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_llm_provider.batch.flights import Flights, Yielded
+from airflow_llm_provider.batch.flights import OFTEN, Flights, Yielded
 from airflow_llm_provider.core.request import Completion, Position, RowRequest, Usage
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.core.row_queue import Ticket
@@ -131,3 +131,75 @@ async def test_a_bug_ends_the_run_instead_of_leaving_it_waiting(world: World) ->
     world.client.answers[1].set_result(ANSWER)
     await world.turn()
     assert [type(error) for error in world.broken] == [ZeroDivisionError, ValueError]
+
+
+# ── giving some up ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def fly(world: World, *ages_s: float, sequences: int = 1, fruitless: int = 0, first: int = 0) -> None:
+    """Sends one request for each age."""
+    now, where = asyncio.get_running_loop().time(), Position(file="", line=0)
+    for index, age_s in enumerate(ages_s, start=first):
+        request = RowRequest(index, f"row-{index}", "/v1/x", b"{}", where, sequences)
+        world.flights.start([Ticket(request, sends=1, sent_s=now - age_s, fruitless=fruitless)])
+
+
+async def given_up(world: World, sequences: int, **young: Any) -> list[int]:
+    await world.turn()
+    world.flights.give_up_some(sequences, **young)
+    await world.turn()
+    assert all(ending == Yielded() for _, ending in world.landed)
+    return sorted(index for index, _ in world.landed)
+
+
+@pytest.mark.parametrize(("sequences", "gone"), [(0, []), (1, [3]), (2, [1, 3]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3])])
+async def test_the_youngest_are_given_up_first(world: World, sequences: int, gone: list[int]) -> None:
+    fly(world, 40, 20, 30, 10)
+    assert await given_up(world, sequences) == gone
+    assert world.own.notes.count(("abandoned",)) == len(gone)
+
+
+async def test_a_request_for_several_answers_counts_as_several(world: World) -> None:
+    fly(world, 30, 20, 10, sequences=3)
+    assert await given_up(world, 4) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "young", "gone"), [(0, 1, [3]), (0, 9, [2, 3]), (1, 1, [2, 3]), (1, 9, [2, 3]), (3, 9, [1, 2, 3])]
+)
+async def test_of_the_others_only_the_young_ones_are(world: World, sequences: int, young: int, gone: list[int]) -> None:
+    fly(world, 40, 30, 4, 2)
+    assert await given_up(world, sequences, young=young, young_s=5.0) == gone
+
+
+async def test_young_requests_for_several_answers_count_as_several_too(world: World) -> None:
+    fly(world, 4, 3, 2, sequences=2)
+    assert await given_up(world, 0, young=2, young_s=5.0) == [2]
+
+
+async def test_a_row_given_up_too_often_is_finished_and_another_one_goes_instead(world: World) -> None:
+    fly(world, 10, fruitless=OFTEN)
+    fly(world, 20, fruitless=OFTEN - 1, first=1)
+    fly(world, 30, first=2)
+    assert await given_up(world, 1) == [1]
+    assert await given_up(world, 2) == [1, 2]
+    assert await given_up(world, 5, young=5, young_s=60.0) == [1, 2]
+
+
+async def test_what_is_given_up_already_is_not_counted_again(world: World) -> None:
+    fly(world, 30, 20, 10)
+    await world.turn()
+    world.flights.give_up_some(1)
+    world.flights.give_up_some(1)  # before the first one is reported
+    await world.turn()
+    assert [index for index, _ in world.landed] == [2, 1]
+
+
+async def test_one_that_landed_meanwhile_is_left_alone(world: World) -> None:
+    fly(world, 20, 10)
+    await world.turn()
+    world.client.answers[1].set_result(ANSWER)
+    await world.turn()
+    world.flights.give_up_some(1)
+    await world.turn()
+    assert world.landed == [(1, ANSWER), (0, Yielded())]
