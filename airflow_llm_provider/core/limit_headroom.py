@@ -23,10 +23,12 @@ them that is fast enough. So the law is made of what all tasks see alike, ``T``,
   `FOLLOW_S` takes it for the doing of tasks that count from an earlier moment, and is calm, too.
 - **Fair.** Whoever holds more gives up more and grows no faster. And a place is left empty now and then: with a
   probability of ``LEAK * own / T`` at each end, or, where a task seems alone, ``q + 1`` at once in `LONE_LEAK_S`.
-  It takes nothing for `LEFT_S` then, so that whoever is short of places finds one. Equal growth and a leak that rises
-  with the square of the share lead to equal shares (Chiu & Jain 1989: additive increase, multiplicative decrease).
-- **Looks.** ``rate = min(LOOKS_PER_S, LOOK_BUDGET / cost of a look * own / T)``: shares add up to 1, so do the looks of
-  all tasks to the budget, however many there are.
+  It takes nothing for `LEFT_S` (`LONE_LEFT_S`) then, so that whoever is short of places finds one. Equal growth and a
+  leak that rises with the square of the share lead to equal shares (Chiu & Jain 1989: additive increase,
+  multiplicative decrease).
+- **Looks.** ``rate = LOOK_BUDGET / cost of a look * (s + s') / 2``, `LOOKS_PER_S` at most, with ``s = own / T`` and
+  ``s'`` its mean over `MEAN_SHARE_S`: shares add up to 1, so do the looks of all tasks to the budget, however many
+  there are. One look in `SLOWEST_LOOK_S` is always made.
 
 **Assumes** that the server schedules by priority, or real-time waits behind ``q`` rows in a calm; that its load can be
 read; that `slots` is what it was started with (``--max-num-seqs``). Where requests wait although slots are free, KV
@@ -49,10 +51,11 @@ if TYPE_CHECKING:
 LOOKS_PER_S = 30.0
 """Most often that one task looks."""
 
-LOOK_BUDGET = 0.04
+LOOK_BUDGET = 0.045
 """Of a core of the server, for the looks of all tasks together."""
 
-SLOWEST_LOOK_S = 0.5
+SLOWEST_LOOK_S = 1.0
+MEAN_SHARE_S = 10.0
 JITTER = 0.3
 """Looks are spread by so much of their interval, so that tasks do not look in step."""
 
@@ -61,9 +64,11 @@ FOLLOW_S = 0.3
 YOUNG = 0.4
 ALONE_S = 10.0
 GROW_S = 0.15
-LEAK = 0.1
+RACE_S = 0.15
+LEAK = 0.05
 LONE_LEAK_S = 5.0
 LEFT_S = 0.25
+LONE_LEFT_S = 0.5
 REMEMBERED = 100
 """Looks that headroom is learnt from."""
 
@@ -110,7 +115,11 @@ class HeadroomLimit:
         self._above_from_s: float | None = None  # the target, and no higher than others in a calm may fill the server
         self._others_seen_s = 0.0  # when there was nobody else last
         self._grow_from_s = 0.0
+        self._grew = 0  # by so much it grew last, as one of several tasks
+        self._grew_s = float("-inf")
         self._leak_from_s = 0.0
+        self._looked_s = 0.0
+        self._mean_share = 0.1
         self._leaves = 0  # places still to be left empty
         self._duration_s: float | None = None
         self._share = 0.0
@@ -136,16 +145,18 @@ class HeadroomLimit:
         excess = 0 if self._follows(now, total) else total - self._target(now)
         if not own and self._calm(now):  # whoever is there may be alone, and keep rows queued
             excess -= queued(self.slots)
+        if self._sharing and now - self._grew_s < RACE_S:  # another task may have grown at the same moment
+            excess -= self._grew
         self._learn(now, min(max(0, excess), came))
         target = self._target(now)
         excess = 0 if self._above_from_s is not None else total - target
         free = target - own - at_most
         self._share, self._full = own / total if total else 0.0, free <= 0
-        look_in_s = self._look_in_s(own, load)
+        look_in_s = self._look_in_s(now, load, own)
         words = f"real-time and others {others}, {self._words(now)}"
         if excess > 0:
-            gone = min(own, excess)
-            must = min(gone, max(0, total - self._seats))
+            must = min(own, max(0, total - self._seats))
+            gone = min(own, must + self._part(excess - must))
             return Verdict(
                 limit=own - gone,
                 give_up=must,
@@ -186,7 +197,7 @@ class HeadroomLimit:
             leaves = 0
         if leaves:
             self._leaves, self._leak_from_s = leaves, now + LONE_LEAK_S
-            self._grow_from_s = max(self._grow_from_s, now + LEFT_S)
+            self._grow_from_s = max(self._grow_from_s, now + (LEFT_S if self._sharing else LONE_LEFT_S))
         if self._leaves and now < self._grow_from_s:
             self._leaves -= 1
             return False
@@ -230,13 +241,18 @@ class HeadroomLimit:
             ranked = sorted(self._arrivals)
             self.headroom = max(1, self.floor, ranked[min(len(ranked) - 1, int(QUANTILE * len(ranked)))])
 
+    def _part(self, excess: int) -> int:
+        """This task's part of what is to be given back and keeps nobody waiting: its share, rounded at random."""
+        return int(excess * self._share + self._rng.random()) if self._sharing else excess
+
     def _growth(self, now: float, free: int) -> int:
         if free <= 0 or now < self._grow_from_s:
             return 0
         if not self._sharing:
             return free
         self._grow_from_s = now + self._interval(GROW_S)
-        return max(1, free // 4)
+        self._grew, self._grew_s = max(1, free // 4), now
+        return self._grew
 
     def _bound_by_memory(self, load: Load) -> None:
         self._starved = self._starved + 1 if load.waiting and load.running < self._seats else 0
@@ -247,9 +263,12 @@ class HeadroomLimit:
         elif not load.waiting and self._seats < self.slots:
             self._seats += 1
 
-    def _look_in_s(self, own: int, load: Load) -> float:
-        per_s = LOOK_BUDGET / load.cost_s * max(own, 1) / max(load.total, own, 1)
-        return self._interval(min(SLOWEST_LOOK_S, 1 / min(LOOKS_PER_S, per_s)))
+    def _look_in_s(self, now: float, load: Load, own: int) -> float:
+        share = own / max(load.total, own, 1)
+        self._mean_share += (share - self._mean_share) * min(1.0, (now - self._looked_s) / MEAN_SHARE_S)
+        self._looked_s = now
+        per_s = LOOK_BUDGET / load.cost_s * (share + self._mean_share) / 2
+        return self._interval(max(1 / LOOKS_PER_S, 1 / max(per_s, 1 / SLOWEST_LOOK_S)))
 
     def _interval(self, mean_s: float) -> float:
         return mean_s * self._rng.uniform(1 - JITTER, 1 + JITTER)

@@ -1,0 +1,167 @@
+"""The headroom limit: rules one by one, and the loop closed around one, two and six tasks."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_llm_provider.core.limit_headroom import CALM_S, LOOK_BUDGET, HeadroomLimit, queued
+from airflow_llm_provider.core.load import Load
+from airflow_llm_provider.exceptions import ConfigurationError
+from tests.headroom_model import Model, bursts
+
+
+def laws(number: int, *, slots: int = 8, floor: int = 0, seed: int = 0) -> list[HeadroomLimit]:
+    return [HeadroomLimit(slots, floor=floor, rng=Random(1000 * seed + each)) for each in range(number)]
+
+
+def law(slots: int = 8, floor: int = 0) -> HeadroomLimit:
+    return HeadroomLimit(slots, floor=floor, rng=Random(0))
+
+
+def load(total: int, slots: int = 8) -> Load:
+    return Load(running=min(total, slots), waiting=max(0, total - slots))
+
+
+def calm(limit: HeadroomLimit, own: int, *, until_s: float = CALM_S + 1) -> float:
+    """Nobody else is there until then."""
+    now = 0.0
+    while now < until_s:
+        limit.look(now, load(own), own)
+        now += 0.05
+    return now
+
+
+@pytest.mark.parametrize("number", [1, 2, 6])
+def test_real_time_in_bursts_hardly_waits_and_batch_has_the_rest(number: int) -> None:
+    model = Model(8, laws(number), bursts(1, 300.0)).run(300.0)
+    assert len(model.waits) > 700
+    assert model.waited(0.95) < 0.045  # a slice takes 330 ms; saturated, they would wait for about as long
+    assert model.waited(0.99) < 0.08
+    assert model.oracle_share > 0.80
+    assert model.lost_tokens < 0.08 * model.batch_tokens
+
+
+def test_without_the_law_real_time_waits() -> None:
+    """The model can show it: eight rows and a queue, whatever comes."""
+
+    class Saturated(HeadroomLimit):
+        def look(self, now: float, load: Load, own: int):  # type: ignore[no-untyped-def]
+            verdict = super().look(now, load, own)
+            return type(verdict)(limit=10, look_in_s=verdict.look_in_s)
+
+    model = Model(8, [Saturated(8, rng=Random(0))], bursts(1, 300.0)).run(300.0)
+    assert model.waited(0.95) > 0.06
+
+
+@pytest.mark.parametrize("number", [1, 2, 6])
+def test_in_the_quiet_the_slots_are_full_and_shared_fairly(number: int) -> None:
+    model = Model(8, laws(number, seed=5)).run(900.0)
+    assert model.oracle_share > 0.90
+    assert model.jain > 0.90
+
+
+@pytest.mark.parametrize("number", [2, 6])
+def test_bursts_leave_it_fair(number: int) -> None:
+    assert Model(8, laws(number, seed=2), bursts(2, 600.0)).run(600.0).jain > 0.90
+
+
+def test_a_task_that_comes_later_gets_its_share() -> None:
+    model = Model(8, laws(2), joins_s=[0.0, 30.0]).run(60.0)
+    before = [task.held_s for task in model.tasks]
+    model.run(200.0)
+    first, second = (task.held_s - held for task, held in zip(model.tasks, before, strict=True))
+    assert second > 0.3 * (first + second)
+
+
+def test_a_big_server() -> None:
+    arrivals = bursts(3, 120.0, per_s=200.0, burst_s=20.0, quiet_s=20.0)
+    model = Model(256, laws(1, slots=256), arrivals).run(120.0)
+    assert model.waited(0.95) < 0.05
+    assert model.oracle_share > 0.90
+
+
+@pytest.mark.parametrize("number", [1, 3, 12, 40])
+def test_looks_cost_no_more_than_the_budget_however_many_tasks_run(number: int) -> None:
+    model = Model(8, laws(number)).run(60.0)
+    without_a_place = max(0, number - 8)  # these look once a second, in the end
+    assert model.looks / 60 * load(0).cost_s < 1.3 * LOOK_BUDGET + without_a_place * load(0).cost_s
+
+
+def test_nothing_is_left_waiting_by_a_floor() -> None:
+    model = Model(8, laws(1, floor=2)).run(30.0)
+    assert model.total <= 6
+    assert model.tasks[0].held_s / 30 > 5
+
+
+def test_an_arrival_in_a_calm_is_given_its_slot_at_once() -> None:
+    limit = law()
+    now = calm(limit, own=9)
+    verdict = limit.look(now, load(10), own=9)  # eight run, the ninth and real-time wait
+    assert verdict.give_up == 2
+    assert verdict.limit == 9 - (10 - 7)  # and one more slot is kept free from now on
+
+
+def test_whoever_holds_nothing_gives_nothing_up() -> None:
+    limit = law()
+    calm(limit, own=0)
+    verdict = limit.look(5.0, load(12), own=0)
+    assert (verdict.limit, verdict.give_up, verdict.give_up_young) == (0, 0, 0)
+
+
+def test_headroom_follows_the_peaks() -> None:
+    limit = law(slots=64)
+    now, own = 0.0, 50
+    for step in range(200):
+        now += 0.05
+        others = 20 if step % 10 == 0 else 10  # ten come at once, twice a second
+        own = limit.look(now, load(own + others, 64), own).limit
+    assert limit.headroom >= 4  # of the ten, batch had not yet grown back into all
+
+
+def test_memory_bounds_the_slots() -> None:
+    limit = law()
+    for step in range(10):
+        verdict = limit.look(step / 10, Load(running=4, waiting=2), own=6)
+    assert verdict.limit < 4
+    for step in range(10, 100):
+        verdict = limit.look(step / 10, Load(running=2, waiting=0), own=2)
+    assert verdict.limit == 8 + queued(8)
+
+
+def test_a_load_that_cannot_be_read_leaves_a_quarter_free() -> None:
+    limit = law()
+    calm(limit, own=9)
+    limits = [limit.unread(5.0 + step).limit for step in range(5)]
+    assert limits[-1] == 6
+    assert max(limits) < 8
+
+
+@pytest.mark.parametrize("floor", [-1, 8, 9])
+def test_a_floor_that_leaves_nothing(floor: int) -> None:
+    with pytest.raises(ConfigurationError, match="leaves batch nothing"):
+        law(floor=floor)
+
+
+@given(
+    st.integers(1, 64),
+    st.lists(st.tuples(st.integers(0, 80), st.integers(0, 80), st.floats(0.001, 5.0)), max_size=60),
+    st.integers(0, 2**32),
+)
+def test_whatever_is_read_a_verdict_is_possible(slots: int, looks: list[tuple[int, int, float]], seed: int) -> None:
+    """Never below nothing, never above the brim, nothing given up that is not there, always looked again."""
+    limit = HeadroomLimit(slots, rng=Random(seed))
+    now = 0.0
+    for others, own, seconds in looks:
+        now += seconds
+        verdict = limit.look(now, load(others + own, slots), own)
+        assert 0 <= verdict.limit <= max(own, slots + queued(slots))
+        assert 0 <= verdict.give_up + verdict.give_up_young <= own
+        assert verdict.limit >= 0
+        assert 0 < verdict.look_in_s <= 1.0
+        if own + others > slots + queued(slots):
+            assert verdict.limit < own or own == 0
+        limit.ended(now, seconds)
