@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from airflow_llm_provider.core.limit import Learnt
-from airflow_llm_provider.core.limit_headroom import HeadroomLimit
+from airflow_llm_provider.core.limit_adaptive import START, AdaptiveLimit
+from airflow_llm_provider.core.limit_headroom import HeadroomLimit, queued
 from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from random import Random
 
-Kind = Literal["fixed", "headroom"]
+    from airflow_llm_provider.core.limit import Limit
+
+Kind = Literal["fixed", "headroom", "adaptive"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,21 +26,38 @@ class ControlLaw:
     """A control law, by name, with what it needs.
 
     Attributes:
-        kind: ``fixed``: nothing is learned, no load is read. ``headroom``: real-time's server.
+        kind: ``fixed``: nothing is learned, no load is read. ``headroom``: for real-time's server. ``adaptive``: for a
+            server of batch's own.
         slots: sequences that a server runs at once (``--max-num-seqs``); None where nobody says.
         floor: sequences always left free for real-time.
+        blind: sequences left free while the load can't be read; None: the law's own.
 
     Raises:
-        ConfigurationError: ``headroom`` without slots.
+        ConfigurationError: ``headroom`` without slots, or with a floor that leaves batch none.
     """
 
     kind: Kind = "fixed"
     slots: int | None = None
     floor: int = 0
+    blind: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind == "headroom" and self.slots is None:
+        if self.kind != "headroom":
+            return
+        if self.slots is None:
             raise ConfigurationError("A limit that keeps headroom must be told the server's slots (--max-num-seqs)")
+        if not 0 <= self.floor < self.slots:
+            raise ConfigurationError(
+                f"Nothing is left for batch: of {self.slots} slots, headroom keeps {self.floor} free. Lower headroom, "
+                "or serve with more --max-num-seqs"
+            )
+
+    @property
+    def most(self) -> int | None:
+        """Sequences that the law may want in flight on one server at most; None where it knows no such number."""
+        if self.kind != "headroom" or self.slots is None:
+            return None
+        return self.slots - self.floor if self.floor else self.slots + queued(self.slots)
 
     def learnt(self, limit: int, rng: Random) -> Learnt | None:
         """What is learned of one server; None where nothing is.
@@ -46,9 +66,15 @@ class ControlLaw:
             limit: sequences in flight at most, whatever is learned.
             rng: see `HeadroomLimit`.
         """
-        if self.kind == "fixed":
-            return None
-        return Learnt(HeadroomLimit(self.slots or limit, floor=self.floor, rng=rng))
+        law: Limit
+        match self.kind:
+            case "fixed":
+                return None
+            case "headroom":
+                law = HeadroomLimit(self.slots or limit, floor=self.floor, blind=self.blind, rng=rng)
+            case "adaptive":
+                law = AdaptiveLimit(min(limit, START))
+        return Learnt(law)
 
 
 FIXED = ControlLaw()

@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from airflow_llm_provider.core.control_law import FIXED, ControlLaw
 from airflow_llm_provider.core.effective import Effective
 from airflow_llm_provider.core.limits import limit_in_force
 from airflow_llm_provider.core.release import Terms
@@ -50,7 +51,8 @@ class Promise:
         servers: how many servers there are.
         slots: ``max_num_seqs`` of each.
         max_in_flight: requests in flight at most, per task.
-        headroom: sequences of each server left free for real-time, at least; None: the table's.
+        headroom: sequences of each server always left free for real-time, and no fewer while its load can't be read;
+            None: none, and the table's.
         priority: vLLM's, the most urgent that batch may ask for; None: the table's.
         early_for_deadline: whether a burst's deadline may open the window early.
         hold: why batch is held now; None while the hold switch is off.
@@ -86,9 +88,9 @@ class Asked:
         deadline: when the results are wanted, ISO 8601; None: whenever.
         max_in_flight: requests in flight at most; None: what the connection allows.
         pool_in_flight: so many more the task's pool slots stand for; None: pool slots cap nothing.
-        default_in_flight: where nobody says.
+        default_in_flight: where nobody says; None: neither does the provider configuration.
         default_set_by: who set that.
-        headroom: sequences left free for real-time; None: the connection's, else the table's.
+        headroom: as in `Promise`; None: the connection's.
         priority: vLLM's; None: the table's.
         gates: what is obeyed beside the hold switch. A task obeys both; a sensor may wait for one of them.
     """
@@ -99,7 +101,7 @@ class Asked:
     deadline: str | None = None
     max_in_flight: int | None = None
     pool_in_flight: int | None = None
-    default_in_flight: int = 64
+    default_in_flight: int | None = None
     default_set_by: str = "default"
     headroom: int | None = None
     priority: int | None = None
@@ -125,12 +127,16 @@ class Agreement:
         terms: what it is released under.
         priority: vLLM's; None: not sent.
         outage_patience_s: the workload's.
+        control: what the limit on each server learns from its load.
+        advice: what to set on the connection, for batch to do what its placement promises; None: nothing is amiss.
         values: everything that holds and who set it, for the log and the manifest.
     """
 
     terms: Terms
     priority: int | None
     outage_patience_s: float
+    control: ControlLaw
+    advice: str | None
     values: tuple[Effective[Any], ...]
 
 
@@ -151,7 +157,9 @@ def agree(asked: Asked, promise: Promise, *, connection: str, now: datetime) -> 
     policy = POLICIES[workload, placement.value]
     windows = _windows(asked, promise, policy, now, connection)
     deadline = _deadline(asked, workload)
-    headroom = _headroom(asked, promise, policy, connection)
+    headroom = _headroom(asked, promise, connection)
+    blind = _blind(asked, promise, policy, headroom)
+    control = _control(promise, policy, headroom.value, blind.value)
     priority = _priority(asked, promise, policy, connection)
     limit = limit_in_force(
         asked=asked.max_in_flight,
@@ -159,14 +167,15 @@ def agree(asked: Asked, promise: Promise, *, connection: str, now: datetime) -> 
         ceiling=promise.max_in_flight,
         slots=promise.slots,
         headroom=headroom.value,
+        law=control,
         servers=promise.servers,
         pool_in_flight=asked.pool_in_flight,
-        default=(asked.default_in_flight, asked.default_set_by),
+        default=None if asked.default_in_flight is None else (asked.default_in_flight, asked.default_set_by),
     )
     gated = policy.gated and promise.objective is not None and "objective" in asked.gates
     terms = Terms(
         limit=limit.value,
-        limit_each=None if promise.slots is None or not headroom.value else promise.slots - headroom.value,
+        limit_each=_limit_each(promise, control, headroom.value),
         windows=windows.value if "window" in asked.gates else None,
         deadline=deadline,
         deadline_opens=policy.deadline_opens and promise.early_for_deadline,
@@ -185,10 +194,19 @@ def agree(asked: Asked, promise: Promise, *, connection: str, now: datetime) -> 
         Effective("deadline", asked.deadline, "DAG" if asked.deadline else "default"),
         objective,
         limit,
+        Effective("limit_law", control.kind, "placement" if control.kind == policy.law else f"connection {connection}"),
         headroom,
+        blind,
         priority,
     )
-    return Agreement(terms, priority.value, policy.outage_patience_s, values)
+    advice = None
+    if control.kind != policy.law:
+        advice = (
+            f"Connection {connection!r} says no slots (vLLM's --max-num-seqs), so batch can't tell how many real-time "
+            f"leaves free: it has at most {limit.value} in flight, whatever real-time needs, and keeps no headroom. "
+            "Set slots on the connection"
+        )
+    return Agreement(terms, priority.value, policy.outage_patience_s, control, advice, values)
 
 
 def _placement(asked: Asked, promise: Promise, connection: str) -> Effective[Placement]:
@@ -253,16 +271,37 @@ def _deadline(asked: Asked, workload: Workload) -> datetime | None:
     raise ConfigurationError(f"deadline {asked.deadline!r} has no time zone; write one like 2026-11-24T18:00:00+00:00")
 
 
-def _headroom(asked: Asked, promise: Promise, policy: Policy, connection: str) -> Effective[int]:
-    table = policy.headroom_of(promise.slots)
-    least = table if promise.headroom is None else promise.headroom
+def _headroom(asked: Asked, promise: Promise, connection: str) -> Effective[int]:
+    """What always stays free. What real-time needs beyond is learned."""
+    least = promise.headroom or 0
     if asked.headroom is not None:
         if asked.headroom < 0:
             raise ConfigurationError(f"headroom must be 0 or more sequences, not {asked.headroom}")
         if asked.headroom < least:
             raise _more_than_allowed("headroom", str(asked.headroom), f"at least {least}", connection)
         return Effective("headroom", asked.headroom, "DAG")
-    return Effective("headroom", least, "placement" if promise.headroom is None else f"connection {connection}")
+    return Effective("headroom", least, "default" if promise.headroom is None else f"connection {connection}")
+
+
+def _blind(asked: Asked, promise: Promise, policy: Policy, headroom: Effective[int]) -> Effective[int | None]:
+    """What stays free while the load can't be read: whoever says a headroom means then, too."""
+    if promise.slots is None or policy.law != "headroom":
+        return Effective("headroom_unread", None, "default")
+    if asked.headroom is None and promise.headroom is None:
+        return Effective("headroom_unread", policy.headroom_of(promise.slots), "workload and placement")
+    return Effective("headroom_unread", headroom.value, headroom.set_by)
+
+
+def _control(promise: Promise, policy: Policy, floor: int, blind: int | None) -> ControlLaw:
+    if policy.law == "headroom" and promise.slots is not None and floor < promise.slots:
+        return ControlLaw(kind="headroom", slots=promise.slots, floor=floor, blind=blind)
+    return ControlLaw(kind="adaptive") if policy.law == "adaptive" else FIXED
+
+
+def _limit_each(promise: Promise, control: ControlLaw, headroom: int) -> int | None:
+    if control.most is not None or promise.slots is None or not headroom:
+        return control.most
+    return promise.slots - headroom
 
 
 def _priority(asked: Asked, promise: Promise, policy: Policy, connection: str) -> Effective[int | None]:

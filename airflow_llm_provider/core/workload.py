@@ -16,6 +16,8 @@ from airflow_llm_provider.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from airflow_llm_provider.core.control_law import Kind
+
 
 class Workload(StrEnum):
     """What the work is, most urgent first."""
@@ -57,7 +59,8 @@ class Policy:
         pool_option: the provider configuration's option that names the Airflow pool; None: ``default_pool``.
         priority_weight: Airflow's, absolute: who gets a pool's next slot, highest first.
         default_window: whether batch waits for 23:00-07:00 Europe/London where the connection names no window.
-        headroom: sequences left free for real-time; see `headroom_of`.
+        law: what the limit on each server learns from its load; see `ControlLaw`.
+        headroom: sequences left free for real-time while that load can't be read; see `headroom_of`.
         gated: whether a configured objective is obeyed.
         outage_patience_s: how long a try waits for an endpoint that is down or without capacity.
         deadline_opens: whether a deadline may open the window early, where the platform allows it.
@@ -70,6 +73,7 @@ class Policy:
     pool_option: str | None
     priority_weight: int
     default_window: bool
+    law: Kind
     headroom: int
     gated: bool
     outage_patience_s: float
@@ -80,50 +84,51 @@ class Policy:
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"A policy's {name} must be 0 or more, not {getattr(self, name)}")
 
-    def headroom_of(self, slots: int | None) -> int:
-        """The headroom on a server of `slots` sequences (None: not known), which may be too small for the table's."""
-        return self.headroom if slots is None else min(self.headroom, max(slots // HEADROOM_SHARE, 1), slots - 1)
+    def headroom_of(self, slots: int) -> int:
+        """The headroom on a server of `slots` sequences, which may be too small for the table's."""
+        return min(self.headroom, max(slots // HEADROOM_SHARE, 1), slots - 1)
 
 
-_Row = tuple[int | None, str | None, int, bool, int, bool, float, bool]
+_Row = tuple[int | None, str | None, int, bool, "Kind", int, bool, float, bool]
 
 # fmt: off
 _ROWS: Mapping[Workload, Mapping[Placement, _Row]] = {
-    #                       priority  pool option          weight  window  headroom  gated  patience_s  deadline_opens
+    # priority, pool option, priority_weight, default_window, law, headroom, gated, outage_patience_s, deadline_opens
     Workload.REALTIME_INTERACTIVE: {
-        Placement.DEDICATED:    (None, None,                   100, False,        0, False,        2.0, False),
-        Placement.SHARED:       (0,    None,                   100, False,        0, False,        2.0, False),
-        Placement.TIME_SHIFTED: (0,    None,                   100, False,        0, False,        2.0, False),
+        Placement.DEDICATED:    (None, None,                   100, False, "fixed",    0,  False, 2.0,    False),
+        Placement.SHARED:       (0,    None,                   100, False, "fixed",    0,  False, 2.0,    False),
+        Placement.TIME_SHIFTED: (0,    None,                   100, False, "fixed",    0,  False, 2.0,    False),
     },
     Workload.REALTIME_ASYNC: {
-        Placement.DEDICATED:    (None, None,                    50, False,        0, False,       10.0, False),
-        Placement.SHARED:       (10,   None,                    50, False,        0, False,       10.0, False),
-        Placement.TIME_SHIFTED: (10,   None,                    50, False,        0, False,       10.0, False),
+        Placement.DEDICATED:    (None, None,                   50,  False, "fixed",    0,  False, 10.0,   False),
+        Placement.SHARED:       (10,   None,                   50,  False, "fixed",    0,  False, 10.0,   False),
+        Placement.TIME_SHIFTED: (10,   None,                   50,  False, "fixed",    0,  False, 10.0,   False),
     },
     Workload.BURST_BATCH: {
-        Placement.DEDICATED:    (None, "pool_burst_batch",      10, False,        0, False,      600.0, True),
-        Placement.SHARED:       (50,   "pool_burst_batch",      10, False,       16, True,       600.0, True),
-        Placement.TIME_SHIFTED: (50,   "pool_burst_batch",      10, True,         4, True,       600.0, True),
+        Placement.DEDICATED:    (None, "pool_burst_batch",     10,  False, "adaptive", 0,  False, 600.0,  True),
+        Placement.SHARED:       (50,   "pool_burst_batch",     10,  False, "headroom", 16, True,  600.0,  True),
+        Placement.TIME_SHIFTED: (50,   "pool_burst_batch",     10,  True,  "headroom", 4,  True,  600.0,  True),
     },
     Workload.SCHEDULED_BATCH: {
-        Placement.DEDICATED:    (None, "pool_scheduled_batch",   1, False,        0, False,     1800.0, False),
-        Placement.SHARED:       (100,  "pool_scheduled_batch",   1, False,       16, True,      1800.0, False),
-        Placement.TIME_SHIFTED: (100,  "pool_scheduled_batch",   1, True,         4, True,      1800.0, False),
+        Placement.DEDICATED:    (None, "pool_scheduled_batch", 1,   False, "adaptive", 0,  False, 1800.0, False),
+        Placement.SHARED:       (100,  "pool_scheduled_batch", 1,   False, "headroom", 16, True,  1800.0, False),
+        Placement.TIME_SHIFTED: (100,  "pool_scheduled_batch", 1,   True,  "headroom", 4,  True,  1800.0, False),
     },
 }
 # fmt: on
 
 
 def _policy(row: _Row) -> Policy:
-    priority, pool_option, priority_weight, default_window, headroom, gated, outage_patience_s, deadline_opens = row
+    priority, pool_option, priority_weight, default_window, law, headroom, gated, patience_s, deadline_opens = row
     return Policy(
         priority=priority,
         pool_option=pool_option,
         priority_weight=priority_weight,
         default_window=default_window,
+        law=law,
         headroom=headroom,
         gated=gated,
-        outage_patience_s=outage_patience_s,
+        outage_patience_s=patience_s,
         deadline_opens=deadline_opens,
     )
 

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHUNK_ROWS = 1000
-MAX_IN_FLIGHT = 64
 FLUSH_ROWS = 100
 FLUSH_INTERVAL_S = 2.0
 MAX_ATTEMPTS = 5
@@ -58,7 +57,7 @@ def asked_by(operator: LLMBatchOperator) -> Asked:
         deadline=_moment(operator.deadline),
         max_in_flight=operator.max_in_flight,
         pool_in_flight=pool_in_flight(operator.pool_slots),
-        default_in_flight=MAX_IN_FLIGHT if default is None else default,
+        default_in_flight=default,
         default_set_by="default" if default is None else set_by,
         headroom=operator.headroom,
         priority=_priority(operator.extra_body or {}),
@@ -120,6 +119,8 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
     log.info("LLM batch for %s, try %d. In force:\n%s", identity, ti.try_number, lines)
     if values["objective"].value is None:
         log.info("No objective is obeyed: real-time's latency is not looked at")
+    if agreement.advice is not None:
+        log.warning("%s", agreement.advice)
     job = BatchJob(
         identity=identity,
         endpoint=endpoint,
@@ -128,6 +129,7 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
         source=source,
         chunk_rows=operator.chunk_rows,
         terms=agreement.terms,
+        control=agreement.control,
         agreed={each.name: each.value for each in agreement.values},
         switch=HoldSwitch(lambda: _hold_reason(operator.vllm_conn_id), endpoint.promise.hold),
         priority=agreement.priority,

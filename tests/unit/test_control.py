@@ -164,10 +164,12 @@ async def test_a_load_that_cannot_be_read_is_told_once_and_the_law_falls_back(
 
 
 async def test_one_that_is_lost_for_a_moment_is_not_worth_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     world = World(reads=[HIDDEN, HIDDEN, QUIET] * 5 + [QUIET])
     async with world.running():
         await world.until_looks(17)
     assert lines(caplog, logging.WARNING) == []
+    assert not [line for line in lines(caplog, logging.INFO) if "read again" in line]
 
 
 async def test_that_it_is_back_is_told_and_the_next_loss_anew(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from random import Random
 from typing import Any
 
 import pytest
 
+from airflow_llm_provider.core.control_law import ControlLaw
+from airflow_llm_provider.core.load import Load
 from airflow_llm_provider.core.terms import DEFAULT_WINDOWS, Agreement, Asked, Promise, agree
 from airflow_llm_provider.core.window_text import format_windows, parse_windows
 from airflow_llm_provider.core.workload import POLICIES, Placement, Workload
@@ -31,7 +34,8 @@ def test_where_nobody_says_anything_batch_has_the_gpus_to_itself() -> None:
     agreement = agreed()
     assert value_of(agreement, "placement") == ("dedicated", "default")
     assert (agreement.terms.windows, agreement.terms.gated, agreement.priority) == (None, False, None)
-    assert agreement.terms.limit == 64
+    assert (agreement.terms.limit, agreement.terms.limit_each) == (1024, None)
+    assert (agreement.control.kind, agreement.advice) == ("adaptive", None)
 
 
 class TestWindow:
@@ -107,7 +111,6 @@ class TestPriorityAndHeadroom:
             policy = POLICIES[Workload(workload), Placement.SHARED]
             agreement = agreed(Promise(placement=Placement.SHARED), workload=workload)
             assert agreement.priority == policy.priority
-            assert value_of(agreement, "headroom")[0] == policy.headroom
 
     @pytest.mark.parametrize(
         ("floor", "asked", "priority"), [(None, 200, 200), (120, None, 120), (20, None, 100), (20, 30, 30)]
@@ -121,20 +124,99 @@ class TestPriorityAndHeadroom:
             agreed(Promise(placement=Placement.SHARED, priority=floor), priority=asked)
 
     def test_more_headroom_is_granted_and_less_refused(self) -> None:
-        promise = Promise(slots=32, headroom=8)
-        assert agreed(promise, headroom=10).terms.limit == 22
-        assert agreed(promise).terms.limit == 24
-        with pytest.raises(ConfigurationError, match="headroom: the DAG asks for 7"):
-            agreed(promise, headroom=7)
+        for placement in (Placement.SHARED, Placement.DEDICATED):
+            promise = Promise(slots=32, headroom=8, placement=placement)
+            assert (agreed(promise, headroom=10).terms.limit, agreed(promise, headroom=10).terms.limit_each) == (22, 22)
+            assert agreed(promise).terms.limit == 24
+            with pytest.raises(ConfigurationError, match="headroom: the DAG asks for 7"):
+                agreed(promise, headroom=7)
         with pytest.raises(ConfigurationError, match="0 or more"):
             agreed(headroom=-1)
 
-    def test_the_tables_headroom_is_a_floor_too(self) -> None:
-        promise = Promise(slots=256, placement=Placement.SHARED)
-        assert agreed(promise).terms.limit == agreed(promise, headroom=16).terms.limit == 240
-        with pytest.raises(ConfigurationError, match="headroom: the DAG asks for 1"):
-            agreed(promise, headroom=1)
-        assert agreed(headroom=0).terms.limit == 64
+    @pytest.mark.parametrize("placement", [Placement.SHARED, Placement.TIME_SHIFTED])
+    def test_headroom_that_leaves_nothing_is_refused(self, placement: Placement) -> None:
+        with pytest.raises(ConfigurationError, match="Nothing is left for batch: connection 'gpu' says slots 8"):
+            agreed(Promise(slots=8, headroom=8, placement=placement))
+
+
+class TestControl:
+    """What is learned from the servers' load."""
+
+    @pytest.mark.parametrize(("placement", "headroom_unread"), [(Placement.SHARED, 16), (Placement.TIME_SHIFTED, 4)])
+    def test_beside_real_time_nothing_is_reserved_that_can_be_learned(
+        self, placement: Placement, headroom_unread: int
+    ) -> None:
+        agreement = agreed(Promise(slots=256, placement=placement))
+        assert agreement.control == ControlLaw(kind="headroom", slots=256, floor=0, blind=headroom_unread)
+        assert value_of(agreement, "headroom") == (0, "default")
+        assert value_of(agreement, "headroom_unread") == (headroom_unread, "workload and placement")
+        assert value_of(agreement, "limit_law") == ("headroom", "placement")
+        assert (agreement.terms.limit, agreement.terms.limit_each, agreement.advice) == (261, 261, None)
+
+    @pytest.mark.parametrize(
+        ("headroom", "asked", "floor", "set_by"),
+        [(8, None, 8, "connection gpu"), (8, 10, 10, "DAG"), (None, 10, 10, "DAG"), (0, None, 0, "connection gpu")],
+    )
+    def test_whoever_says_a_headroom_has_it_kept_even_while_the_load_is_unread(
+        self, headroom: int | None, asked: int | None, floor: int, set_by: str
+    ) -> None:
+        agreement = agreed(Promise(slots=256, headroom=headroom, placement=Placement.SHARED), headroom=asked)
+        assert (agreement.control.floor, agreement.control.blind) == (floor, floor)
+        assert value_of(agreement, "headroom") == value_of(agreement, "headroom_unread") == (floor, set_by)
+
+    @pytest.mark.parametrize("placement", [Placement.SHARED, Placement.TIME_SHIFTED])
+    def test_without_slots_the_limit_is_fixed_and_it_is_said_what_to_set(self, placement: Placement) -> None:
+        agreement = agreed(Promise(placement=placement))
+        assert (agreement.control, agreement.terms.limit) == (ControlLaw(kind="fixed"), 64)
+        assert value_of(agreement, "limit_law") == ("fixed", "connection gpu")
+        assert agreement.advice is not None
+        assert "at most 64 in flight" in agreement.advice
+        assert "Set slots on the connection" in agreement.advice
+
+    def test_a_dag_that_asks_for_a_stricter_placement_gets_its_law(self) -> None:
+        assert agreed(Promise(slots=8), placement="shared").control.kind == "headroom"
+
+    def test_gpus_of_batchs_own_are_filled_without_being_told_the_slots(self) -> None:
+        for slots in (None, 256):
+            assert agreed(Promise(slots=slots, placement=Placement.DEDICATED)).control == ControlLaw(kind="adaptive")
+        assert value_of(agreed(), "headroom_unread") == (None, "default")
+
+    def test_a_law_that_cannot_be_made_is_refused(self) -> None:
+        with pytest.raises(ConfigurationError, match="must be told the server's slots"):
+            ControlLaw(kind="headroom")
+        for floor in (-1, 8):
+            with pytest.raises(ConfigurationError, match=f"headroom keeps {floor} free"):
+                ControlLaw(kind="headroom", slots=8, floor=floor)
+
+    @pytest.mark.parametrize(
+        ("law", "most"),
+        [
+            (ControlLaw(kind="headroom", slots=8), 9),
+            (ControlLaw(kind="headroom", slots=256), 261),
+            (ControlLaw(kind="headroom", slots=256, floor=16), 240),
+            (ControlLaw(kind="adaptive"), None),
+            (ControlLaw(), None),
+        ],
+    )
+    def test_what_it_wants_at_most_is_never_more_than_what_it_learns(self, law: ControlLaw, most: int | None) -> None:
+        assert law.most == most
+        learnt = law.learnt(1024, Random(1))
+        if most is None or learnt is None:
+            return
+        now = 0.0
+        for _ in range(100):  # nobody else is there: it is a calm soon
+            verdict = learnt.look(now, Load(running=min(learnt.limit, law.slots or 0), waiting=0), learnt.limit)
+            now += verdict.look_in_s
+        assert learnt.limit == most
+
+    def test_nothing_is_sent_before_the_first_look_nor_by_one_that_is_stale(self) -> None:
+        learnt = ControlLaw(kind="headroom", slots=8).learnt(9, Random(1))
+        assert learnt is not None
+        assert learnt.limit == 0
+        learnt.look(0.0, Load(running=2, waiting=1), 0)
+        assert (learnt.limit, learnt.others) == (4, 3)
+        learnt.rest()
+        assert (learnt.limit, learnt.others, learnt.load) == (0, 0, None)
 
 
 def test_slots_are_each_servers() -> None:

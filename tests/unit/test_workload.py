@@ -23,8 +23,8 @@ from airflow_llm_provider.exceptions import ConfigurationError
 DOC = Path(__file__).parents[2] / "docs" / "workloads.md"
 
 HEAD = (
-    "| workload | placement | vLLM `priority` | Airflow pool | priority weight | window | headroom | objective obeyed "
-    "| outage patience | deadline opens early |"
+    "| workload | placement | vLLM `priority` | Airflow pool | priority weight | window | limit | headroom unread "
+    "| objective obeyed | outage patience | deadline opens early |"
 )
 
 
@@ -39,6 +39,7 @@ def rendered() -> str:
             f"`[llm_batch] {policy.pool_option}`" if policy.pool_option else "`default_pool`",
             policy.priority_weight,
             "23:00-07:00 Europe/London" if policy.default_window else "–",
+            policy.law if workload in BATCH else "–",
             policy.headroom,
             "yes" if policy.gated else "no",
             f"{policy.outage_patience_s:g} s",
@@ -79,6 +80,7 @@ def test_a_dedicated_server_is_not_sent_priorities():
 def test_batch_leaves_real_time_its_share_wherever_they_meet(workload):
     dedicated, shared, shifted = (POLICIES[workload, placement] for placement in Placement)
     assert (dedicated.headroom, dedicated.gated, dedicated.default_window) == (0, False, False)
+    assert (dedicated.law, shared.law, shifted.law) == ("adaptive", "headroom", "headroom")
     assert shared.headroom > shifted.headroom > 0
     assert (shared.gated, shifted.gated) == (True, True)
     assert (shared.default_window, shifted.default_window) == (False, True)
@@ -88,9 +90,7 @@ def test_only_burst_batch_may_open_a_window_early():
     assert {workload for (workload, _), policy in POLICIES.items() if policy.deadline_opens} == {Workload.BURST_BATCH}
 
 
-@pytest.mark.parametrize(
-    ("slots", "headroom"), [(None, 16), (256, 16), (64, 16), (63, 15), (8, 2), (4, 1), (2, 1), (1, 0)]
-)
+@pytest.mark.parametrize(("slots", "headroom"), [(256, 16), (64, 16), (63, 15), (8, 2), (4, 1), (2, 1), (1, 0)])
 def test_headroom_leaves_both_something_on_a_small_server(slots, headroom):
     assert POLICIES[Workload.SCHEDULED_BATCH, Placement.SHARED].headroom_of(slots) == headroom
 
