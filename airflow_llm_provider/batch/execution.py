@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.batch.job import BatchJob
     from airflow_llm_provider.batch.stop import StopSwitch
+    from airflow_llm_provider.core.ledger import Totals
+    from airflow_llm_provider.core.occupancy import Occupancy
     from airflow_llm_provider.storage.source import Scan
     from airflow_llm_provider.storage.store import RunStore
 
@@ -58,7 +60,12 @@ class EmptySourceSkip(Exception):  # noqa: N818 - no error: the DAG asked for it
 
 
 def run_job(
-    job: BatchJob, store: RunStore, stop: StopSwitch, *, begun: Callable[[], None] | None = None
+    job: BatchJob,
+    store: RunStore,
+    stop: StopSwitch,
+    *,
+    begun: Callable[[], None] | None = None,
+    told: Callable[[Occupancy, Totals], None] | None = None,
 ) -> dict[str, Any]:
     """Find, begin or resume the run at `store` and work it off. Blocks until done.
 
@@ -67,6 +74,7 @@ def run_job(
         store: where.
         stop: ends it early; what has settled is kept.
         begun: called once the intent lies in storage, before the first request.
+        told: called every few seconds with how the try does; see `Reporter`.
 
     Returns:
         The manifest.
@@ -76,7 +84,7 @@ def run_job(
         EmptySourceSkip: the source has no rows and the job says to skip then.
         RunHeld: the run may not begin or go on for a while; what has settled is kept.
     """
-    return _JobRun(job, store, stop, begun or (lambda: None)).run()
+    return _JobRun(job, store, stop, begun or (lambda: None), told).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +100,16 @@ class _Opened:
 class _JobRun:
     """One try of a job."""
 
-    def __init__(self, job: BatchJob, store: RunStore, stop: StopSwitch, begun: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        job: BatchJob,
+        store: RunStore,
+        stop: StopSwitch,
+        begun: Callable[[], None],
+        told: Callable[[Occupancy, Totals], None] | None = None,
+    ) -> None:
         self._begun = begun
+        self._told = told
         self._job = job
         self._store = store
         self._stop = stop
@@ -284,6 +300,7 @@ class _JobRun:
                 parts=opened.parts,
                 try_token=self._try_token,
                 stop=self._stop,
+                told=self._told,
             )
             run_apart(work, self._stop)
         return finish(self._job, opened.document, self._store, ledger=opened.ledger, parts=opened.parts)

@@ -1,6 +1,6 @@
-"""What the log and ``progress.json`` say while a run works.
+"""What the log, ``progress.json`` and metrics say while a run works.
 
-Owns when they are written. Does not compute rates (`core.progress`).
+Owns when they are told. Does not compute rates (`core.progress`), nor know whose metrics they are.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ import orjson
 
 from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.core.circuit import State
+from airflow_llm_provider.core.occupancy import occupancy_of, together
 from airflow_llm_provider.core.progress import Pace, PaceMeter
 from airflow_llm_provider.exceptions import StorageError
 from airflow_llm_provider.storage import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from airflow_llm_provider.batch.gate import Gate
-    from airflow_llm_provider.core.ledger import Ledger
+    from airflow_llm_provider.core.ledger import Ledger, Totals
+    from airflow_llm_provider.core.occupancy import Occupancy
     from airflow_llm_provider.core.spread import Spread
     from airflow_llm_provider.storage.store import RunStore
 
@@ -42,6 +44,8 @@ class Reporter:
         spread: what is in flight, and why nothing is.
         urls: the servers', in `spread`'s order.
         remaining_s: how long the rest took at the pace of the last stretch; None where there was none.
+        told: called in a thread, whenever progress is written, with what the run holds of its servers and what this
+            try has settled; at the end of the try with what it holds then, which is nothing.
     """
 
     def __init__(
@@ -52,8 +56,10 @@ class Reporter:
         urls: Sequence[str],
         *,
         remaining_s: float | None = None,
+        told: Callable[[Occupancy, Totals], None] | None = None,
     ) -> None:
         self._store = store
+        self._told = told
         self._ledger = ledger
         self._spread = spread
         self._urls = urls
@@ -87,13 +93,20 @@ class Reporter:
         now = asyncio.get_running_loop().time()
         pace = self._pace(now)
         log.info("%s", self._words(pace))
-        await self._write(pace, now)
+        await self._write(pace, now, ended=True)
 
     def _words(self, pace: Pace) -> str:
         held = [gate.held for gate in self.gates if gate.held is not None]
         if held and len(held) == len(self.gates):
             return f"{pace.done:,}/{pace.total:,} rows, on hold: {held[0].reason}"
-        return f"{pace}, {self._spread.in_flight} in flight"
+        return f"{pace}, {self._occupancy()}"
+
+    def _occupancy(self) -> Occupancy:
+        """Of all servers; the reason is that of the first one that is sent requests."""
+        dispatchers = self._spread.dispatchers
+        servers = [occupancy_of(each) for each in dispatchers]
+        first = next((number for number, each in enumerate(dispatchers) if not each.held), 0)
+        return together(servers, limit=self._spread.limit, told=servers[first])
 
     def _pace(self, now: float) -> Pace:
         totals = self._ledger.totals
@@ -132,15 +145,15 @@ class Reporter:
         reason = None if state is State.UP else dispatcher.circuit.describe(now)
         return {
             "base_url": self._urls[number],
-            "in_flight": dispatcher.in_flight,
-            "limit": dispatcher.limit,
+            **_numbers(occupancy_of(dispatcher)),
             "endpoint": state,
             "hold_reason": held.reason if held is not None else reason,
         }
 
-    async def _write(self, pace: Pace, now: float) -> None:
+    async def _write(self, pace: Pace, now: float, *, ended: bool = False) -> None:
         totals = self._ledger.totals
         servers = [self._server(number, now) for number in range(len(self._urls))]
+        occupancy = self._occupancy()
         best = next((each for each in servers if each["hold_reason"] is None), servers[0])
         progress = {
             "format_version": layout.FORMAT_VERSION,
@@ -155,8 +168,7 @@ class Reporter:
             "eta_s": None if pace.eta_s is None else round(pace.eta_s, 1),
             "remaining_s": None if self._eta_s is None else round(self._eta_s, 1),
             "row_s": None if self._spread.measured_s is None else round(self._spread.measured_s, 3),
-            "in_flight": self._spread.in_flight,
-            "limit": self._spread.limit,
+            **_numbers(occupancy),
             "endpoint": best["endpoint"],
             "hold_reason": best["hold_reason"],
             "servers": servers,
@@ -166,6 +178,22 @@ class Reporter:
             await asyncio.to_thread(self._store.write, layout.PROGRESS, data, durable=False)
         except StorageError as error:  # progress is for people; a run does not fail for it
             log.warning("progress.json could not be written: %s", error)
+        if self._told is not None:
+            others = None if occupancy.others is None else 0
+            holds = replace(occupancy, in_flight=0, limit=0, others=others, waiting=others) if ended else occupancy
+            await asyncio.to_thread(self._told, holds, replace(self._ledger.settled_here))
+
+
+def _numbers(occupancy: Occupancy) -> dict[str, Any]:
+    return {
+        "in_flight": occupancy.in_flight,
+        "limit": occupancy.limit,
+        "bound": occupancy.bound,
+        "others": occupancy.others,
+        "waiting": occupancy.waiting,
+        "yields": occupancy.yields,
+        "limit_reason": occupancy.reason or None,
+    }
 
 
 @dataclass(frozen=True, slots=True)

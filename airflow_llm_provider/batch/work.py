@@ -31,9 +31,12 @@ from airflow_llm_provider.endpoint.identity import ServedModel
 from airflow_llm_provider.endpoint.load import LoadReader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow_llm_provider.batch.job import BatchJob
     from airflow_llm_provider.batch.stop import StopSwitch
-    from airflow_llm_provider.core.ledger import Ledger
+    from airflow_llm_provider.core.ledger import Ledger, Totals
+    from airflow_llm_provider.core.occupancy import Occupancy
     from airflow_llm_provider.storage.document import RunDocument
     from airflow_llm_provider.storage.journal import Journal
     from airflow_llm_provider.storage.parts import Parts
@@ -50,8 +53,9 @@ async def work_off(
     parts: Parts,
     try_token: str,
     stop: StopSwitch,
+    told: Callable[[Occupancy, Totals], None] | None = None,
 ) -> None:
-    """Request every row that is not done, until all are.
+    """Request every row that is not done, until all are; `told` is the `Reporter`'s.
 
     Raises:
         LLMBatchError: why this try ended before that; what had settled is kept.
@@ -63,7 +67,7 @@ async def work_off(
     await job.switch.refresh()  # reading the source may have taken long
     spread = _spread(job, row_s=earlier.row_s)
     recorder = Recorder(ledger, journal, parts, flush_rows=job.flush_rows, flush_interval_s=job.flush_interval_s)
-    reporter = Reporter(store, ledger, spread, urls, remaining_s=earlier.remaining_s)
+    reporter = Reporter(store, ledger, spread, urls, remaining_s=earlier.remaining_s, told=told)
     latency = job.endpoint.latency if job.terms.gated else None
     owns = [OwnRequests() if latency else None for _ in urls]
     watches = [

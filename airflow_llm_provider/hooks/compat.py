@@ -20,4 +20,9 @@ except ImportError:  # Airflow 3.1 keeps them elsewhere
         AirflowSkipException,
     )
 
-__all__ = ["AirflowException", "AirflowFailException", "AirflowNotFoundException", "AirflowSkipException"]
+try:
+    from airflow.sdk.observability.stats import Stats
+except ImportError:  # Airflow 3.1's task processes have the core's
+    from airflow.stats import Stats
+
+__all__ = ["AirflowException", "AirflowFailException", "AirflowNotFoundException", "AirflowSkipException", "Stats"]

@@ -27,6 +27,7 @@ from airflow_llm_provider.hooks.vllm import VLLMHook
 from airflow_llm_provider.operators.context import NAMES
 from airflow_llm_provider.operators.effective import configured
 from airflow_llm_provider.operators.marker import RunMarker
+from airflow_llm_provider.operators.metrics import RunMetrics
 from airflow_llm_provider.operators.paths import browse_link
 from airflow_llm_provider.operators.placing import place, place_mapped
 from airflow_llm_provider.operators.reading import (
@@ -291,7 +292,7 @@ class LLMBatchOperator(BaseOperator):
         marker = RunMarker(context)
         job, uri = read_job(self, context, marker)
         self.results_link = browse_link(uri, configured("results_link", str)[0] or "")
-        return run_job(job, RunStore(uri), switch, begun=lambda: marker.set(uri))
+        return run_job(job, RunStore(uri), switch, begun=lambda: marker.set(uri), told=RunMetrics(context))
 
     def _check_arguments(self) -> None:
         """Refuse at parse time what could never run; values that come from other tasks are looked at in `execute`."""
