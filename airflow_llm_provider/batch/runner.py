@@ -82,6 +82,7 @@ class Runner:
         self._timer: asyncio.TimerHandle | None = None
         self._feeder: Feeder | None = None
         self._errored_seen = 0
+        self._pumping = False
 
     async def run(self, feeder: Feeder, stop: StopSwitch, companions: Sequence[Callable[[], Awaitable[None]]]) -> None:
         """Run to the end, or until an error or `stop` ends the try; what has settled is flushed either way.
@@ -133,6 +134,19 @@ class Runner:
             if self._feeder.exhausted and not self._spread.queued and not self._spread.in_flight:
                 self.end(None)
 
+    def _pump_soon(self) -> None:
+        """Pump once for all answers of this turn of the loop, and not once for each."""
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump_now)
+
+    def _pump_now(self) -> None:
+        self._pumping = False
+        try:
+            self.pump()
+        except Exception as bug:  # noqa: BLE001 - a callback's exception would only be logged, and the run never end
+            self.end(bug)
+
     def leave(self, number: int, held: RunHeld) -> None:
         """A server may be sent nothing for a while. Where that is so for all of them, the worker is given back."""
         self._leaving[number] = held
@@ -164,7 +178,7 @@ class Runner:
             case completion:
                 if server.dispatcher.answered(ticket, now):
                     self._recorder.succeeded(ticket.request, completion, ticket.attempts)
-        self.pump()
+        self._pump_soon()
 
     def _check_tolerance(self) -> None:
         totals = self._ledger.totals
