@@ -113,6 +113,9 @@ class Completion:
         ttft_s: from the server's queue to the first token, by its own word; None where it says nothing (vLLM does with
             ``--enable-per-request-metrics``, for a single choice). Lands nowhere, and so does `generation_s`.
         generation_s: from the first token to the last one, by the server's own word.
+        token_ids: the first choice's, where the request asked for them (``return_token_ids``). They land nowhere by
+            themselves, and nor do `prompt_token_ids`.
+        prompt_token_ids: the prompt's.
     """
 
     output: str | None
@@ -123,6 +126,8 @@ class Completion:
     choices: list[Any] | None = None
     ttft_s: float | None = None
     generation_s: float | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

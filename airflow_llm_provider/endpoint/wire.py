@@ -78,7 +78,16 @@ def _completion(path: str, parsed: Any) -> Completion | None:
         text = first.get("text")
         if type(text) is not str:
             return None
-        return Completion(text, finish_reason, usage, choices=kept, ttft_s=ttft_s, generation_s=generation_s)
+        return Completion(
+            text,
+            finish_reason,
+            usage,
+            choices=kept,
+            ttft_s=ttft_s,
+            generation_s=generation_s,
+            token_ids=_ids(first.get("token_ids")),
+            prompt_token_ids=_ids(first.get("prompt_token_ids")),
+        )
     message = first.get("message")
     if type(message) is not dict:
         return None
@@ -91,6 +100,8 @@ def _completion(path: str, parsed: Any) -> Completion | None:
         kept,
         ttft_s,
         generation_s,
+        _ids(first.get("token_ids")),
+        _ids(parsed.get("prompt_token_ids")),
     )
 
 
@@ -101,6 +112,10 @@ def _has_more_than_text(choice: dict[str, Any]) -> bool:
         or choice.get("token_ids") is not None
         or choice.get("prompt_logprobs") is not None
     )
+
+
+def _ids(ids: Any) -> list[int] | None:
+    return ids if type(ids) is list else None
 
 
 def _given_up(choices: list[Any]) -> str | None:
