@@ -5,23 +5,32 @@ Owns the equations. Does not know how the loads are made and measured (`benchmar
 Every figure of a calibration says one sum of the model's terms, so that all of them are found by least squares, of
 relative errors, with no term below 0. Engine and API server are two systems of equations: the engine's times come from
 histograms the engine fills, the API server's from the CPU time it used.
+
+CPU time is what the API server would take on a core of its own. Where it has none it takes longer, and that shows in
+the throughput of closed loops only: its times are stretched until the simulated loops are as slow as the real ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
-from math import log
+from math import exp, log
 from typing import TYPE_CHECKING
 
-from airflow_llm_provider.simulator.spec import StepModel
+from airflow_llm_provider.simulator.closed_loop import throughput
+from airflow_llm_provider.simulator.spec import EngineSpec, StepModel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from airflow_llm_provider.simulator.closed_loop import Loop
 
 _UPPER = 0.9
 _UPPER_IN_DEVIATIONS = 1.2816
 """The normal distribution's 90th percentile: far enough out to see the spread, and not the machine's rare pauses."""
+
+_STRETCH_AT_MOST = 64.0
+_HALVINGS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +90,8 @@ class Calibration:
         api: whole answers, streams, and answers of one token.
         lone_ttft_s: from sending a request to its first token, as the client sees it, on an idle server: the median.
         lone_prompt_tokens: those requests' prompt.
-        gaps_s: between the tokens of a stream alone, as the client sees them.
+        lone_prefills_s: how long each of them took in the engine: a step.
+        loops: closed loops, one of whole answers and one of streams, with as many clients as there are slots.
     """
 
     waves: tuple[Wave, ...]
@@ -89,11 +99,16 @@ class Calibration:
     api: tuple[ApiWork, ...]
     lone_ttft_s: float
     lone_prompt_tokens: int
-    gaps_s: tuple[float, ...]
+    lone_prefills_s: tuple[float, ...]
+    loops: tuple[Loop, Loop]
 
 
-def fit(calibration: Calibration) -> StepModel:
+def fit(calibration: Calibration, spec: EngineSpec) -> StepModel:
     """The step model that explains it best.
+
+    Args:
+        calibration: what was measured.
+        spec: the server it was measured on; its own step model does not matter.
 
     Raises:
         ValueError: the calibration does not determine one: too few kinds of load.
@@ -108,18 +123,42 @@ def fit(calibration: Calibration) -> StepModel:
         [(float(work.requests), float(work.tokens), float(work.chunks)) for work in calibration.api],
         [work.cpu_s for work in calibration.api],
     )
-    step_s = base_s + per_prefill_token_s * calibration.lone_prompt_tokens
-    return StepModel(
+    engine = StepModel(
         base_s=base_s,
         per_seq_s=per_seq_s,
         per_prefill_token_s=per_prefill_token_s,
         per_kv_token_s=per_kv_token_s,
-        jitter=spread(calibration.gaps_s),
-        request_s=request_s,
-        delay_s=max(0.0, calibration.lone_ttft_s - step_s - request_s - token_s - chunk_s),
-        token_s=token_s,
-        chunk_s=chunk_s,
+        jitter=spread(calibration.lone_prefills_s),
     )
+    step_s = engine.mean_s(decoding=0, prefill_tokens=calibration.lone_prompt_tokens, context_tokens=0)
+
+    def whole(stretch: float) -> StepModel:
+        request, token, chunk = stretch * request_s, stretch * token_s, stretch * chunk_s
+        delay_s = max(0.0, calibration.lone_ttft_s - step_s - request - token - chunk)
+        return replace(engine, request_s=request, token_s=token, chunk_s=chunk, delay_s=delay_s)
+
+    answers, streams = calibration.loops
+    found = whole(_stretch(whole, spec, answers))
+
+    def streamed(stretch: float) -> StepModel:
+        return replace(found, chunk_s=stretch * found.chunk_s)
+
+    return streamed(_stretch(streamed, spec, streams))
+
+
+def _stretch(model: Callable[[float], StepModel], spec: EngineSpec, loop: Loop) -> float:
+    """The factor, 1 at least, from which on the simulated loop is as slow as the real one."""
+
+    def too_fast(factor: float) -> bool:
+        return throughput(replace(spec, step=model(factor)), loop) > loop.tokens_per_s
+
+    if not too_fast(1.0):
+        return 1.0
+    low, high = 0.0, log(_STRETCH_AT_MOST)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if too_fast(exp(middle)) else (low, middle)
+    return exp(high)
 
 
 def spread(samples: Sequence[float]) -> float:
@@ -130,7 +169,7 @@ def spread(samples: Sequence[float]) -> float:
     """
     ordered = sorted(sample for sample in samples if sample > 0)
     if not ordered:
-        raise ValueError("There is no gap between tokens to learn the jitter from. Let the lone stream be longer.")
+        raise ValueError("There is no step to learn the jitter from. Let there be more requests alone.")
     upper, median = ordered[int(_UPPER * (len(ordered) - 1))], ordered[(len(ordered) - 1) // 2]
     return log(upper / median) / _UPPER_IN_DEVIATIONS
 

@@ -4,7 +4,8 @@ Owns its queue. Does not know the engine's steps (`simulator.engine`).
 
 All of vLLM's HTTP, tokenizing and detokenizing runs in one event loop, so that a burst of requests delays the tokens of
 those that came before it, and many streams delay the requests. Tokens of a sequence that come while its last ones are
-still in the queue go out with them, as in vLLM's `RequestOutputCollector`.
+still in the queue are sent with them, as in vLLM's `RequestOutputCollector`; the work on each token is done all the
+same.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Front:
         streamed = sequence.request.every_token
         underway = sequence.delivery
         if underway is not None and underway.at_s > now and (streamed or not last):
+            self._free_s += self._model.token_s
             underway.tokens += 1
             underway.last = last
             return

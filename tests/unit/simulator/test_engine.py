@@ -107,10 +107,17 @@ def test_what_passes_besides_delays_without_keeping_others_waiting():
 def test_tokens_pass_the_api_server_one_at_a_time_and_together_where_it_is_slow():
     model = replace(EVEN, token_s=0.5, chunk_s=1.0)
     story = play(Engine(spec(step=model)), [(0.0, ask("a", tokens=4))])
-    # made at 1, 2, 3 and 4: the second goes with the first, which is still in the queue, and the fourth with the third
+    # made at 1, 2, 3 and 4: the second is sent with the first, which is still in the queue, the fourth with the third
     assert story.events[:-1] == [Tokens("a", 2.5, 2, first=True), Tokens("a", 4.5, 2, first=False)]
     end = story.ends["a"]
     assert (end.at_s, end.ttft_s, end.prefill_s, end.decode_s) == (4.5, 2.5, 1.0, 3.0)
+
+
+def test_work_on_tokens_is_done_even_if_they_are_sent_together():
+    slow = replace(EVEN, token_s=2.0)
+    ends = play(Engine(spec(max_num_seqs=1, step=slow)), [(0.0, ask("a", tokens=10, every_token=False))]).ends
+    assert ends["a"].at_s == 21.0
+    assert ends["a"].decode_s == 9.0
 
 
 def test_a_whole_answer_is_one_piece():

@@ -5,8 +5,9 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from airflow_llm_provider.simulator.closed_loop import Loop, throughput
 from airflow_llm_provider.simulator.fit import ApiWork, Calibration, Prefill, Wave, fit, least_squares, spread
-from airflow_llm_provider.simulator.spec import StepModel
+from airflow_llm_provider.simulator.spec import EngineSpec, StepModel
 
 TRUE = StepModel(
     base_s=2e-3,
@@ -20,6 +21,14 @@ TRUE = StepModel(
     chunk_s=1e-4,
 )
 WORK = [(64, 12_800, 64), (64, 12_800, 12_800), (200, 200, 200)]
+
+
+SERVER = EngineSpec(max_num_seqs=8)
+
+
+def loop(model: StepModel = TRUE, *, stream: bool) -> Loop:
+    made = Loop(clients=8, prompt_tokens=16, max_tokens=200, stream=stream, tokens_per_s=0.0)
+    return replace(made, tokens_per_s=throughput(replace(SERVER, step=model), made))
 
 
 def calibration(noise: float = 0.0) -> Calibration:
@@ -50,12 +59,13 @@ def calibration(noise: float = 0.0) -> Calibration:
         ),
         lone_ttft_s=lone_s,
         lone_prompt_tokens=16,
-        gaps_s=tuple(rng.lognormvariate(0, TRUE.jitter) for _ in range(4000)),
+        lone_prefills_s=tuple(rng.lognormvariate(0, TRUE.jitter) for _ in range(4000)),
+        loops=(loop(stream=False), loop(stream=True)),
     )
 
 
 def test_it_finds_the_model_that_made_the_measurements():
-    found = fit(calibration())
+    found = fit(calibration(), SERVER)
     for name, value in asdict(replace(TRUE, jitter=0.0)).items():
         if name != "jitter":
             assert getattr(found, name) == pytest.approx(value, rel=1e-6), name
@@ -63,17 +73,27 @@ def test_it_finds_the_model_that_made_the_measurements():
 
 
 def test_noise_does_not_lead_it_astray():
-    found = fit(calibration(noise=0.05))
+    found = fit(calibration(noise=0.05), SERVER)
     for decoding, prefill, context in [(1, 0, 100), (8, 0, 8000), (4, 600, 1000)]:
         load = {"decoding": decoding, "prefill_tokens": prefill, "context_tokens": context}
         assert found.mean_s(**load) == pytest.approx(TRUE.mean_s(**load), rel=0.1)
+
+
+def test_an_api_server_without_a_core_of_its_own_is_as_slow_as_it_shows():
+    starved = replace(TRUE, **{name: 25 * getattr(TRUE, name) for name in ("request_s", "token_s", "chunk_s")})
+    loops = (loop(starved, stream=False), loop(starved, stream=True))
+    found = fit(replace(calibration(), loops=loops), SERVER)
+    for stream, seen in zip((False, True), loops, strict=True):
+        assert loop(found, stream=stream).tokens_per_s == pytest.approx(seen.tokens_per_s, rel=0.03)
+    assert loops[0].tokens_per_s < 0.9 * loop(stream=False).tokens_per_s
+    assert found.token_s > 15 * TRUE.token_s
 
 
 def test_no_term_is_negative():
     # a second sequence seems to make the step shorter: that is noise, and costs nothing
     assert least_squares([(1, 1), (1, 2)], [1.0, 0.9]) == pytest.approx((0.9448, 0), abs=1e-3)
     quick = replace(calibration(), lone_ttft_s=1e-3)
-    assert fit(quick).delay_s == 0.0
+    assert fit(quick, SERVER).delay_s == 0.0
 
 
 def test_errors_are_relative():
@@ -84,12 +104,12 @@ def test_errors_are_relative():
 def test_too_few_kinds_of_load_are_told():
     few = replace(calibration(), waves=calibration().waves[:1])
     with pytest.raises(ValueError, match="4 measurements of this kind do not tell 4 terms apart"):
-        fit(few)
+        fit(few, SERVER)
     with pytest.raises(ValueError, match="0 measurements"):
         least_squares([], [])
 
 
 def test_a_spread_needs_gaps():
     assert spread([2.0, 2.0, 2.0]) == 0.0
-    with pytest.raises(ValueError, match="no gap between tokens"):
+    with pytest.raises(ValueError, match="no step to learn the jitter"):
         spread([0.0])

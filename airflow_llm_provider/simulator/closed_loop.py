@@ -1,0 +1,69 @@
+"""Clients that send a request as soon as the one before is answered, played against the engine.
+
+Owns that load. Does not know what it is played for (`simulator.fit`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING
+
+from airflow_llm_provider.simulator.engine import Engine, Finished, SimRequest
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.simulator.spec import EngineSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """A closed loop, and what came of it.
+
+    Attributes:
+        clients: requests in flight.
+        prompt_tokens: of each.
+        max_tokens: of each, all of them generated.
+        stream: whether they stream.
+        tokens_per_s: generated, of all of them together.
+    """
+
+    clients: int
+    prompt_tokens: int
+    max_tokens: int
+    stream: bool
+    tokens_per_s: float
+
+
+def throughput(spec: EngineSpec, loop: Loop, *, rounds: int = 8) -> float:
+    """Tokens per second of the simulated server under that load, whatever its own figure says.
+
+    Args:
+        spec: the server.
+        loop: the load.
+        rounds: requests per client, on average.
+    """
+    engine = Engine(spec)
+    names = count()
+
+    def send(now: float) -> None:
+        engine.submit(
+            now,
+            SimRequest(
+                request_id=str(next(names)),
+                prompt_tokens=loop.prompt_tokens,
+                max_tokens=loop.max_tokens,
+                every_token=loop.stream,
+            ),
+        )
+
+    for _ in range(loop.clients):
+        send(0.0)
+    left = rounds * loop.clients
+    while (now := engine.next_s) is not None:
+        for event in engine.advance(now):
+            if isinstance(event, Finished):
+                left -= 1
+                send(event.at_s)
+                if not left:
+                    return rounds * loop.clients * loop.max_tokens / event.at_s
+    raise AssertionError("a closed loop never ends")
