@@ -164,12 +164,8 @@ class Answer:
         body = {**self._head, "object": self._chunks_are(), "choices": [choice], **more}
         if self.asked.usage_each and self.asked.usage:
             prompt = self.asked.prompt_tokens
-            body["usage"] = {
-                "prompt_tokens": prompt,
-                "total_tokens": prompt + tokens,
-                "completion_tokens": tokens,
-                "completion_tokens_details": None,
-            }
+            usage = {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
+            body["usage"] = {**usage, "completion_tokens_details": None} if self.asked.is_chat else usage
         return event(body)
 
     def _choice(self, choice: Choice) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def _types(request: dict[str, Any], *, is_chat: bool) -> None:
     """What pydantic looks at: the form of the fields, before anything is known of their meaning."""
     if is_chat:
         if "messages" not in request:
-            raise RefusedError(bodies.invalid("body.messages", "missing", "Field required", given={}))
+            raise RefusedError(bodies.invalid("body.messages", "missing", "Field required", given=request))
         _listed(request, "messages")
         for number, message in enumerate(request["messages"]):
             if not isinstance(message, dict) or "role" not in message:

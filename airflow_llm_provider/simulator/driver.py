@@ -46,13 +46,13 @@ class Driver:
     """Moves one engine. Used from its event loop only, in which it must be made.
 
     Args:
-        engine: idle; it must be asked to tell its steps.
+        engine: idle.
         metrics: take note of everything.
         speed: engine seconds per second.
     """
 
     def __init__(self, engine: Engine, metrics: Metrics, *, speed: float) -> None:
-        self.engine = engine
+        self._engine = engine
         self._metrics = metrics
         self._speed = speed
         self._loop = asyncio.get_running_loop()
@@ -73,7 +73,7 @@ class Driver:
             news: see `Flight`.
         """
         now = self._now()
-        rejected = self.engine.submit(now, request)
+        rejected = self._engine.submit(now, request)
         if rejected is not None:
             return rejected
         self._metrics.arrived(request.request_id, now)
@@ -84,7 +84,7 @@ class Driver:
     def abort(self, flight: Flight) -> None:
         """Nobody waits for a sequence any longer. One that has ended is left alone."""
         if self._flights.pop(flight.request_id, None) is not None:
-            self.engine.abort(self._now(), flight.request_id)
+            self._engine.abort(self._now(), flight.request_id)
             self._metrics.aborted(flight.request_id)
 
     def die(self) -> None:
@@ -98,7 +98,7 @@ class Driver:
 
     def catch_up(self) -> None:
         """Moves the engine on to now."""
-        for event in self.engine.advance(self._now()):
+        for event in self._engine.advance(self._now()):
             self._metrics.happened(event)
             match event:
                 case Tokens():
@@ -118,7 +118,7 @@ class Driver:
         self._set_timer()
 
     def _set_timer(self) -> None:
-        next_s = self.engine.next_s
+        next_s = self._engine.next_s
         at = None if next_s is None else self._began_s + next_s / self._speed
         if self._timer is not None and self._timer.when() == at and not self._timer.cancelled():
             return

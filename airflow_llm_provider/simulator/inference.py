@@ -36,15 +36,15 @@ class Inference:
 
     def __init__(self, spec: ServerSpec, *, started_s: float) -> None:
         self._spec = spec
-        self._metrics = Metrics(spec.engine, model=spec.served_model_name[0], started_s=started_s)
         engine = Engine(spec.engine, seed=spec.seed, tell_steps=True)
+        self._metrics = Metrics(engine, model=spec.served_model_name[0], started_s=started_s)
         self._driver = Driver(engine, self._metrics, speed=spec.speed)
         self._ids = count(1)
 
     def families(self) -> list[Family]:
         """The metrics, now."""
         self._driver.catch_up()
-        return self._metrics.families(self._driver.engine)
+        return self._metrics.families()
 
     def die(self) -> None:
         """The engine is gone; those who wait are told so."""

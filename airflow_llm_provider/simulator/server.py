@@ -145,7 +145,7 @@ class Handler:
                 )
             return json({"prompt": tokenizer.text(ids)})
         if not isinstance(request.get("prompt"), str) and not isinstance(request.get("messages"), list):
-            raise RefusedError(bodies.invalid("body.prompt", "missing", "Field required", given={}))
+            raise RefusedError(bodies.invalid("body.prompt", "missing", "Field required", given=request))
         tokens = chat_ids(request) if "messages" in request else tokenizer.tokens(request["prompt"])
         names = [tokenizer.name(token) for token in tokens] if request.get("return_token_strs") else None
         max_model_len = self.spec.engine.max_model_len

@@ -19,7 +19,7 @@ from airflow_llm_provider.simulator.words import Finished, Stepped, Tokens
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from airflow_llm_provider.simulator.engine import Engine, EngineSpec, Event, Refusal
+    from airflow_llm_provider.simulator.engine import Engine, Event, Refusal
 
     _Values = Mapping[str, float] | float
 
@@ -31,17 +31,18 @@ class Metrics:
     """What one server has seen.
 
     Args:
-        spec: the engine's.
+        engine: its engine, idle; it must be asked to tell its steps.
         model: the name under which everything is reported: the first served one.
         started_s: the process's start, in Unix time.
     """
 
-    def __init__(self, spec: EngineSpec, *, model: str, started_s: float) -> None:
-        self._spec = spec
+    def __init__(self, engine: Engine, *, model: str, started_s: float) -> None:
+        self._engine = engine
+        self._cached_tokens = 0
         self._started_s = started_s
         self._labels = {"engine": "0", "model_name": model}
         self._model = {"model_name": model}
-        tokens = table.token_bounds(spec.max_model_len)
+        tokens = table.token_bounds(engine.spec.max_model_len)
         self._histograms = {
             name: Buckets(table.BOUNDS.get(name, table.REQUEST if "_seconds" in name else tokens))
             for name in table.HISTOGRAMS
@@ -57,11 +58,11 @@ class Metrics:
         self._arrived.pop(request_id, None)
 
     def happened(self, event: Event) -> None:
-        """Takes note of what the engine tells. It must be asked to tell its steps."""
+        """Takes note of what the engine tells."""
         observe = self._histograms
         match event:
             case Stepped():
-                observe["iteration_tokens_total"].observe(event.prompt_tokens + event.generated_tokens)
+                observe["iteration_tokens_total"].observe(self._computed(event) + event.generated_tokens)
                 if event.decoding:
                     observe["inter_token_latency_seconds"].observe(event.duration_s, event.decoding)
             case Tokens() if event.first:
@@ -69,6 +70,11 @@ class Metrics:
                 observe["time_to_first_token_seconds"].observe(event.at_s - arrived_s)
             case Finished():
                 self._ended(event)
+
+    def _computed(self, step: Stepped) -> int:
+        """Of the prompts that a step completed, the tokens that had to be computed."""
+        cached, self._cached_tokens = self._cached_tokens, self._engine.totals.cached_prompt_tokens
+        return step.prompt_tokens - (self._cached_tokens - cached)
 
     def _ended(self, end: Finished) -> None:
         for name, value in (
@@ -98,14 +104,14 @@ class Metrics:
         self._histograms["request_params_n"].observe(count)
         self._histograms["request_params_max_tokens"].observe(max_tokens, len(tokens))
 
-    def families(self, engine: Engine) -> list[Family]:
+    def families(self) -> list[Family]:
         """Everything, in vLLM's order."""
         start = [Sample("process_start_time_seconds", {}, self._started_s)]
         told = "Start time of the process since unix epoch in seconds."
         return [
             Family("process_start_time_seconds", "gauge", told, start),
-            *self._of("gauge", table.GAUGES, _gauges(engine)),
-            *self._of("counter", table.COUNTERS, _counters(engine)),
+            *self._of("gauge", table.GAUGES, _gauges(self._engine)),
+            *self._of("counter", table.COUNTERS, _counters(self._engine)),
             *(
                 Family(f"vllm:{name}", "histogram", told, self._histograms[name].samples(f"vllm:{name}", self._labels))
                 for name, told in table.HISTOGRAMS.items()
@@ -127,7 +133,7 @@ class Metrics:
         return Family(series, kind, told, samples)
 
     def _cache_config(self) -> Family:
-        spec = self._spec
+        spec = self._engine.spec
         tokens = spec.num_blocks * spec.block_size
         labels = {
             **table.CACHE_CONFIG,

@@ -50,14 +50,14 @@ def run(engine: Engine, metrics: Metrics, until: float) -> None:
 
 def test_what_is_counted() -> None:
     engine = Engine(SPEC, tell_steps=True)
-    metrics = Metrics(SPEC, model="m", started_s=1.0)
+    metrics = Metrics(engine, model="m", started_s=1.0)
     for number in range(4):
         request = SimRequest(request_id=str(number), prompt_tokens=10, max_tokens=5, every_token=False)
         if engine.submit(0.0, request) is None:
             metrics.arrived(request.request_id, 0.0)
 
     def page() -> Page:
-        body = prometheus.page(metrics.families(engine))
+        body = prometheus.page(metrics.families())
         return Page(body, sorted({name.decode() for name in re.findall(rb"^([^\s{#]+)", body, re.MULTILINE)}))
 
     run(engine, metrics, 0.021)
