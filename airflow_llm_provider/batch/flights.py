@@ -11,15 +11,16 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airflow_llm_provider.batch.slicer import SliceEnded
 from airflow_llm_provider.core.request import Completion
+from airflow_llm_provider.core.retry import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from airflow_llm_provider.batch.slicer import Plain
     from airflow_llm_provider.core.own_requests import OwnRequests
-    from airflow_llm_provider.core.retry import Failure
     from airflow_llm_provider.core.row_queue import Ticket
-    from airflow_llm_provider.endpoint.client import EndpointClient
 
 OFTEN = 5
 """A row given up so often in a row is finished, whoever wants its slot."""
@@ -30,11 +31,15 @@ class Yielded:
     """The request was given up by ourselves, and its row has spent nothing."""
 
 
+Answered = Completion | Failure | SliceEnded
+Ending = Answered | Yielded
+
+
 class Flights:
     """Sends tickets and reports how they end.
 
     Args:
-        client: sends; already entered.
+        sender: sends.
         request_prefix: begins every ``X-Request-Id``, so that a server's log tells runs and tries apart.
         landed: called in the loop for each ticket, once, with what became of its request.
         broken: called instead where sending raised, which is a bug.
@@ -43,20 +48,20 @@ class Flights:
 
     def __init__(
         self,
-        client: EndpointClient,
+        sender: Plain,
         request_prefix: str,
         *,
-        landed: Callable[[Ticket, Completion | Failure | Yielded], None],
+        landed: Callable[[Ticket, Ending], None],
         broken: Callable[[BaseException], None],
         own: OwnRequests | None = None,
     ) -> None:
-        self._client = client
+        self._sender = sender
         self._request_prefix = request_prefix
         self._landed = landed
         self._broken = broken
         self._own = own
-        self._tickets: dict[asyncio.Task[Completion | Failure], Ticket] = {}
-        self._given_up: dict[asyncio.Task[Completion | Failure], Failure | Yielded] = {}
+        self._tickets: dict[asyncio.Task[Answered], Ticket] = {}
+        self._given_up: dict[asyncio.Task[Answered], Failure | Yielded] = {}
 
     def start(self, tickets: Iterable[Ticket]) -> None:
         """Send these."""
@@ -64,7 +69,7 @@ class Flights:
         for ticket in tickets:
             request = ticket.request
             request_id = f"{self._request_prefix}-{request.index}-{ticket.sends}"
-            task = loop.create_task(self._client.send(request.path, request.body, request_id=request_id))
+            task = loop.create_task(self._sender.send(ticket, request_id))
             self._tickets[task] = ticket
             if self._own is not None:
                 self._own.started(task, loop.time(), sequences=request.sequences)
@@ -110,16 +115,16 @@ class Flights:
         self._tickets.clear()
         await cancel(tasks)
 
-    def _note(self, task: asyncio.Task[Completion | Failure], own: OwnRequests) -> None:
+    def _note(self, task: asyncio.Task[Answered], own: OwnRequests) -> None:
         answer, now = _answer(task), task.get_loop().time()
-        if isinstance(answer, Completion):
+        if isinstance(answer, Completion | SliceEnded):
             own.ended(task, now, ttft_s=answer.ttft_s, generation_s=answer.generation_s)
         else:
             own.abandoned(task, now)
 
-    def _ended(self, task: asyncio.Task[Completion | Failure]) -> None:
+    def _ended(self, task: asyncio.Task[Answered]) -> None:
         ticket = self._tickets.pop(task, None)
-        ending: Completion | Failure | Yielded | None = self._given_up.pop(task, None)
+        ending: Ending | None = self._given_up.pop(task, None)
         if ticket is None:
             return
         if self._own is not None:
@@ -137,7 +142,7 @@ class Flights:
             self._broken(bug)
 
 
-def _answer(task: asyncio.Task[Completion | Failure]) -> Completion | Failure | None:
+def _answer(task: asyncio.Task[Answered]) -> Answered | None:
     return None if task.cancelled() or task.exception() is not None else task.result()
 
 

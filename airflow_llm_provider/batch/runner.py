@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from airflow_llm_provider.batch.flights import Yielded, cancel
 from airflow_llm_provider.batch.gate import RunHeld
 from airflow_llm_provider.batch.server import Server
+from airflow_llm_provider.batch.slicer import SliceEnded
 from airflow_llm_provider.core.commands import Stop
 from airflow_llm_provider.core.retry import Failure
 from airflow_llm_provider.exceptions import RunStoppedError, TooManyErrorsError
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from airflow_llm_provider.batch.feeder import Feeder
+    from airflow_llm_provider.batch.flights import Ending
     from airflow_llm_provider.batch.recorder import Recorder
+    from airflow_llm_provider.batch.slicer import Plain
     from airflow_llm_provider.batch.stop import StopSwitch
     from airflow_llm_provider.core.ledger import Ledger
     from airflow_llm_provider.core.limit import Verdict
     from airflow_llm_provider.core.own_requests import OwnRequests
-    from airflow_llm_provider.core.request import Completion
     from airflow_llm_provider.core.row_queue import Ticket
     from airflow_llm_provider.core.spread import Spread
     from airflow_llm_provider.core.tolerance import Tolerance
@@ -38,6 +40,7 @@ class Runner:
 
     Args:
         clients: one for each server, already entered, with who takes notes of its requests (see `Flights`).
+        senders: one for each server, that send its rows.
         spread: decides; with as many dispatchers.
         recorder: keeps.
         ledger: counts.
@@ -50,6 +53,7 @@ class Runner:
         self,
         *,
         clients: Sequence[tuple[EndpointClient, OwnRequests | None]],
+        senders: Sequence[Plain],
         spread: Spread,
         recorder: Recorder,
         ledger: Ledger,
@@ -70,11 +74,12 @@ class Runner:
                 served=served,
                 request_prefix=request_prefix,
                 own=own,
+                sender=sender,
                 landed=self._landed,
                 pump=self.pump,
                 end=self.end,
             )
-            for number, (client, own) in enumerate(clients)
+            for number, ((client, own), sender) in enumerate(zip(clients, senders, strict=True))
         ]
         self.leases = [Lease(self, server) for server in self._servers]
         self._leaving: dict[int, RunHeld] = {}
@@ -167,11 +172,13 @@ class Runner:
         else:
             self._ended.set_exception(error)
 
-    def _landed(self, server: Server, ticket: Ticket, ending: Completion | Failure | Yielded) -> None:
+    def _landed(self, server: Server, ticket: Ticket, ending: Ending) -> None:
         now = self._loop.time()
         match ending:
             case Yielded():
                 server.dispatcher.yielded(ticket)
+            case SliceEnded():
+                server.dispatcher.sliced(ticket, now)
             case Failure() as failure:
                 if (error := server.dispatcher.failed(ticket, failure, now)) is not None:
                     self._recorder.errored(ticket.request, error, ticket.attempts)

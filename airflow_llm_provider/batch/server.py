@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from airflow_llm_provider.batch.flights import Flights, Yielded, cancel
+from airflow_llm_provider.batch.flights import Flights, cancel
+from airflow_llm_provider.batch.slicer import SliceEnded
 from airflow_llm_provider.core.commands import Probe, Send, Stop, Wait
 from airflow_llm_provider.core.request import Completion
 from airflow_llm_provider.core.retry import Failure
@@ -19,6 +20,8 @@ from airflow_llm_provider.exceptions import LLMBatchError, StaleRunError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from airflow_llm_provider.batch.flights import Ending, Yielded
+    from airflow_llm_provider.batch.slicer import Plain
     from airflow_llm_provider.core.own_requests import OwnRequests
     from airflow_llm_provider.core.row_queue import Ticket
     from airflow_llm_provider.core.spread import Spread
@@ -37,11 +40,12 @@ class Server:
 
     Args:
         number: the dispatcher's, in `spread`.
-        client: sends; already entered.
+        client: asks who answers; already entered.
         spread: decides.
         served: the model that must stay behind its name.
         request_prefix: begins every ``X-Request-Id``, so that a server's log tells runs and tries apart.
         own: takes notes of each request; see `Flights`.
+        sender: sends rows.
         landed: called for each ticket with what became of its request.
         pump: called when something may be sent that could not be before.
         end: called with the error that ends the try.
@@ -56,7 +60,8 @@ class Server:
         served: ServedModel,
         request_prefix: str,
         own: OwnRequests | None,
-        landed: Callable[[Server, Ticket, Completion | Failure | Yielded], None],
+        sender: Plain,
+        landed: Callable[[Server, Ticket, Ending], None],
         pump: Callable[[], None],
         end: Callable[[BaseException], None],
     ) -> None:
@@ -69,7 +74,7 @@ class Server:
         self._end = end
         self._landed = landed
         self._loop = asyncio.get_running_loop()
-        self._flights = Flights(client, request_prefix, landed=self._count, broken=end, own=own)
+        self._flights = Flights(sender, request_prefix, landed=self._count, broken=end, own=own)
         self._probes: set[asyncio.Task[None]] = set()
         self._answers = 0
 
@@ -118,8 +123,8 @@ class Server:
         await cancel(self._probes)
         await self._flights.close()
 
-    def _count(self, ticket: Ticket, ending: Completion | Failure | Yielded) -> None:
-        self._answers += isinstance(ending, Completion)
+    def _count(self, ticket: Ticket, ending: Ending) -> None:
+        self._answers += isinstance(ending, Completion | SliceEnded)
         self._landed(self, ticket, ending)
 
     async def _probe(self) -> None:

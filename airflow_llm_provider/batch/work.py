@@ -18,6 +18,7 @@ from airflow_llm_provider.batch.prepare import Preparer
 from airflow_llm_provider.batch.recorder import Recorder
 from airflow_llm_provider.batch.reporter import Earlier, Reporter
 from airflow_llm_provider.batch.runner import Runner
+from airflow_llm_provider.batch.slicer import Plain, Slicer
 from airflow_llm_provider.batch.watch import LatencyWatch
 from airflow_llm_provider.core.circuit import Circuit
 from airflow_llm_provider.core.dispatch import Dispatcher
@@ -31,7 +32,7 @@ from airflow_llm_provider.endpoint.identity import ServedModel
 from airflow_llm_provider.endpoint.load import LoadReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from airflow_llm_provider.batch.job import BatchJob
     from airflow_llm_provider.batch.stop import StopSwitch
@@ -78,6 +79,7 @@ async def work_off(
         clients = [await stack.enter_async_context(EndpointClient(job.endpoint, base_url=url)) for url in urls]
         runner = Runner(
             clients=list(zip(clients, owns, strict=True)),
+            senders=_senders(job, clients, model),
             spread=spread,
             recorder=recorder,
             ledger=ledger,
@@ -120,6 +122,17 @@ async def work_off(
             await runner.run(feeder, stop, [reporter.run, job.switch.run, *obeyed, *watching])
         finally:
             await reporter.finish()
+
+
+def _senders(job: BatchJob, clients: Sequence[EndpointClient], model: str) -> list[Plain]:
+    """Rows run in slices where batch may have to give way between two of them."""
+    if not job.control.slices:
+        return [Plain(client) for client in clients]
+    ending: set[int] = set()
+    return [
+        Slicer(client, model=model, name=url, ending=ending)
+        for client, url in zip(clients, job.endpoint.base_urls, strict=True)
+    ]
 
 
 def _spread(job: BatchJob, *, row_s: float | None) -> Spread:

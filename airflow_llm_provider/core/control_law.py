@@ -31,6 +31,7 @@ class ControlLaw:
         slots: sequences that a server runs at once (``--max-num-seqs``); None where nobody says.
         floor: sequences always left free for real-time.
         blind: sequences left free while the load can't be read; None: the law's own.
+        sliced: whether long rows run in slices, so that little is lost where they give way; only with ``headroom``.
 
     Raises:
         ConfigurationError: ``headroom`` without slots, or with a floor that leaves batch none.
@@ -40,6 +41,7 @@ class ControlLaw:
     slots: int | None = None
     floor: int = 0
     blind: int | None = None
+    sliced: bool = True
 
     def __post_init__(self) -> None:
         if self.kind != "headroom":
@@ -51,6 +53,11 @@ class ControlLaw:
                 f"Nothing is left for batch: of {self.slots} slots, headroom keeps {self.floor} free. Lower headroom, "
                 "or serve with more --max-num-seqs"
             )
+
+    @property
+    def slices(self) -> bool:
+        """Whether long rows run in slices."""
+        return self.sliced and self.kind == "headroom"
 
     @property
     def most(self) -> int | None:

@@ -106,6 +106,10 @@ class Dispatcher:
         """Whether a row sent at `now` should end before the window closes."""
         return self._closes_s is None or now + self.durations.predicted_s() <= self._closes_s
 
+    def _open(self, now: float) -> bool:
+        """Whether the window is open still: a row that began in time may use it to its end."""
+        return self._closes_s is None or now < self._closes_s
+
     def lost(self, now: float) -> bool:
         """Whether the server has gone without an answer for longer than the patience."""
         return not self.held and not self._patient(self.circuit.look(now)) and self.circuit.impatient(now)
@@ -141,7 +145,7 @@ class Dispatcher:
             Whether it is the row's first; another one is not to be kept.
         """
         self._landed(ticket)
-        self.durations.note(now - ticket.sent_s)
+        self.durations.note(ticket.took_s + now - ticket.sent_s)
         if self.learnt is not None:
             self.learnt.ended(now, now - ticket.sent_s, in_flight=self.in_flight)
         self._works()
@@ -149,6 +153,17 @@ class Dispatcher:
         ticket.answered = True
         self._witness = ticket
         return is_first
+
+    def sliced(self, ticket: Ticket, now: float) -> None:
+        """A slice of a row ended: the row goes on, before others, if there is still room for it."""
+        self._landed(ticket)
+        ticket.parts += 1
+        ticket.took_s += now - ticket.sent_s
+        ticket.fruitless = ticket.immediate = 0
+        if self.learnt is not None:
+            self.learnt.ended(now, now - ticket.sent_s, in_flight=self.in_flight)
+        self._works()
+        self._queue.first(ticket)
 
     def failed(self, ticket: Ticket, failure: Failure, now: float) -> RowError | None:
         """The request failed.
@@ -215,9 +230,13 @@ class Dispatcher:
     def _send(self, now: float, state: State) -> Send | Wait:
         """Send what the limit has room for and the window has time for; on trial, one row and no other."""
         due_s = self._queue.due_s(now)
-        room = self.most - self.in_flight if self.fits(now) else 0
+        fits = self.fits(now)
+        room = self.most - self.in_flight if fits or self._open(now) else 0
         idle = self.alone and self.in_flight == 0
-        tickets = self._try(room, now) if state is State.TRIAL else self._queue.take(room, idle=idle)
+        if state is State.TRIAL:
+            tickets = self._try(room if fits else 0, now)
+        else:
+            tickets = self._queue.take(room, idle=idle, begun=not fits)
         if tickets:
             self.in_flight += sum(ticket.request.sequences for ticket in tickets)
             for ticket in tickets:

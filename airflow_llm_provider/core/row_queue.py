@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from airflow_llm_provider.core.request import RowRequest
+    from airflow_llm_provider.core.slices import SlicedRow
 
 ALONE_FROM = 2
 """From this many deaths on, a row is in flight only while no other such row is: its next death convicts it alone. Rows
@@ -37,6 +38,10 @@ class Ticket:
         suspicions: deaths of the server that happened with the row in flight.
         immediate: stale connections met in a row.
         answered: whether the row has its answer; it may be sent again to see whether the endpoint answers anything.
+        sliced: the row's way where it runs in slices.
+        whole: whether it must run whole.
+        parts: how many of the requests were slices that others followed.
+        took_s: how long those were in flight together.
     """
 
     request: RowRequest
@@ -49,11 +54,15 @@ class Ticket:
     suspicions: int = 0
     immediate: int = 0
     answered: bool = False
+    sliced: SlicedRow | None = None
+    whole: bool = False
+    parts: int = 0
+    took_s: float = 0.0
 
     @property
     def attempts(self) -> int:
-        """Requests that were not given up by ourselves."""
-        return self.sends - self.yields
+        """Requests that were not given up by ourselves; all slices that follow each other count as one."""
+        return self.sends - self.yields - self.parts
 
     @property
     def goes_alone(self) -> bool:
@@ -108,19 +117,22 @@ class RowQueue:
         """The head, if there is one."""
         return [self._ready.popleft()] if self._ready else self.take(1)
 
-    def take(self, room: int, *, idle: bool = False) -> list[Ticket]:
+    def take(self, room: int, *, idle: bool = False, begun: bool = False) -> list[Ticket]:
         """Tickets for `room` sequences, at most one of them of those that go alone.
 
         Args:
             room: a request for several answers takes as many.
             idle: nothing is in flight: one ticket may go that asks for more than there is room for.
+            begun: only rows that have slices behind them, as far as they stand first.
         """
         tickets: list[Ticket] = []
-        if room > 0 and self._suspects and self._alone is None:
+        if room > 0 and self._suspects and self._alone is None and not begun:
             self._alone = self._suspects.popleft()
             tickets.append(self._alone)
             room -= self._alone.request.sequences
         while self._ready and room > 0:
+            if begun and not self._ready[0].parts:
+                break
             sequences = self._ready[0].request.sequences
             if sequences > room and (tickets or not idle):
                 break

@@ -105,6 +105,8 @@ class SlicedRow:
 
     def __init__(self, request: RowRequest, body: dict[str, Any], terms: SliceTerms, ending: set[int]) -> None:
         self.path = request.path
+        self.pending: Look | None = None
+        """What must be asked before anything else is sent: a flight may end between an answer and what follows."""
         self.slices = 0
         """Slices that have ended."""
         self.usage = Usage()
@@ -121,7 +123,7 @@ class SlicedRow:
         self._tail = ""  # the end of the text, to compare
         self._seam: tuple[int, str] | None = None  # where its window begins, and the text of it that is there already
         self._finish_reason: str | None = None
-        self._ttft_s: float | None = None
+        self._last: Completion | None = None
 
     @property
     def request(self) -> tuple[str, bytes]:
@@ -140,6 +142,16 @@ class SlicedRow:
 
     def take(self, completion: Completion) -> Step:
         """The slice was answered."""
+        step = self._taken(completion)
+        self.pending = step if isinstance(step, Look) else None
+        return step
+
+    def told(self, text: str) -> Step:
+        """The text of the ids that `take` asked for."""
+        self.pending = None
+        return self._joined(text) if self._seam is not None else self._compared(text)
+
+    def _taken(self, completion: Completion) -> Step:
         ids = completion.token_ids
         if ids is None or (not self.slices and completion.prompt_token_ids is None):
             return NO_IDS
@@ -149,6 +161,7 @@ class SlicedRow:
             return REFUSED
         cut = len(ids) < self._next_tokens()
         self.slices += 1
+        self._last = completion
         self._answer += ids
         self.usage += Usage(completion_tokens=completion.usage.completion_tokens)
         if completion.finish_reason != "length" or len(self._answer) >= self._total:
@@ -163,14 +176,9 @@ class SlicedRow:
             return self._landed()
         return Again() if self._answer[-1] in self._ending else Look(self._answer[-WINDOW:])
 
-    def told(self, text: str) -> Step:
-        """The text of the ids that `take` asked for."""
-        return self._joined(text) if self._seam is not None else self._compared(text)
-
     def _begun(self, first: Completion) -> bool:
         """Take in what only the first answer says; False where the whole row would be refused."""
         self._prompt = first.prompt_token_ids or []
-        self._ttft_s = first.ttft_s
         self.usage = Usage(prompt_tokens=first.usage.prompt_tokens, cached_tokens=first.usage.cached_tokens)
         room = self._terms.max_model_len - len(self._prompt)
         if self._asked is not None:
@@ -220,4 +228,8 @@ class SlicedRow:
         self._tail = (self._tail + text)[-256:]
 
     def _landed(self) -> Landed:
-        return Landed(Completion("".join(self._texts), self._finish_reason, self.usage, ttft_s=self._ttft_s))
+        """The timing is the last slice's: whoever notes it knows of that request only."""
+        last = self._last
+        ttft_s, generation_s = (last.ttft_s, last.generation_s) if last else (None, None)
+        text = "".join(self._texts)
+        return Landed(Completion(text, self._finish_reason, self.usage, ttft_s=ttft_s, generation_s=generation_s))

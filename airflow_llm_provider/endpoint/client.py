@@ -200,13 +200,19 @@ class EndpointClient:
             path: route below the root, such as ``/metrics``.
             wait_s: for the whole answer; used instead of the request time-out where that is longer.
         """
+        return await self.ask(path, None, wait_s=wait_s)
+
+    async def ask(self, path: str, body: bytes | None, *, wait_s: float = IDENTIFY_TIMEOUT_S) -> Answer | Failure:
+        """The same as `get`; `body` is posted where there is one."""
         timeout = aiohttp.ClientTimeout(
             total=min(wait_s, self._settings.request_timeout_s), connect=self._settings.connect_timeout_s
         )
         response: aiohttp.ClientResponse | None = None
+        session, url = self._open_session(), self._urls.get(path) or self._url(path)
+        method = "GET" if body is None else "POST"
         try:
-            async with self._open_session().get(self._url(path), allow_redirects=False, timeout=timeout) as response:
-                body = await response.read()
+            async with session.request(method, url, data=body, allow_redirects=False, timeout=timeout) as response:
+                read = await response.read()
         except (aiohttp.ClientError, OSError) as error:
             return self._failure(error, answered=response is not None, at_once=False, waited_s=timeout.total)
         headers = response.headers
@@ -214,7 +220,7 @@ class EndpointClient:
             path=path,
             status=response.status,
             content_type=headers.get("Content-Type", ""),
-            body=body,
+            body=read,
             retry_after=headers.get("Retry-After"),
             date=headers.get("Date"),
             location=headers.get("Location"),

@@ -47,6 +47,10 @@ class Page:
             if value is not None:
                 self._series.setdefault(found[1].decode(), []).append(Series(_labels(found[2] or b""), value))
 
+    def series(self, name: str) -> list[Series]:
+        """All lines of that name."""
+        return self._series.get(name, [])
+
     def models(self) -> list[str]:
         """The models that there are series of."""
         names = (series.labels.get("model_name") for listed in self._series.values() for series in listed)

@@ -22,7 +22,7 @@ class Client:
     def __init__(self) -> None:
         self.answers: dict[int, asyncio.Future[Any]] = {}
 
-    async def send(self, _path: str, _body: bytes, *, request_id: str) -> Any:
+    async def send(self, _ticket: Ticket, request_id: str) -> Any:
         answer = self.answers[int(request_id.split("-")[1])] = asyncio.get_running_loop().create_future()
         return await answer
 

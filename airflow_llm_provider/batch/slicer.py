@@ -1,0 +1,198 @@
+"""Sends a server's rows, the long ones in slices.
+
+Owns what is known of a server's terms, and the questions between a slice's answer and what follows from it. Does not
+know which rows are sliced or how they are joined (`core.slice_rules`, `core.slices`), nor when a row goes again
+(`core.dispatch`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import orjson
+
+from airflow_llm_provider.core.retry import Failure, FailureKind
+from airflow_llm_provider.core.slice_rules import SLICE_TOKENS, SliceTerms
+from airflow_llm_provider.core.slices import Again, Landed, Look, Whole, begin
+from airflow_llm_provider.endpoint.failure import classify, garbled, read_json
+from airflow_llm_provider.endpoint.slice_terms import read_terms
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.core.request import Completion
+    from airflow_llm_provider.core.row_queue import Ticket
+    from airflow_llm_provider.core.slices import SlicedRow, Step
+    from airflow_llm_provider.endpoint.client import EndpointClient
+
+log = logging.getLogger(__name__)
+
+ASK_AGAIN_S = 5.0
+"""After its terms could not be read a server is asked for them again no sooner than this; meanwhile rows run whole."""
+
+LOOK_WAIT_S = 10.0
+
+_REFUSALS = frozenset({FailureKind.BAD_REQUEST, FailureKind.ROUTE_NOT_FOUND})
+"""Failures of a slice that say nothing about the whole row, which is sent instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class SliceEnded:
+    """A row goes on: with its next slice, or, where it must run whole, from its beginning.
+
+    Attributes:
+        ttft_s: see `Completion`; of this slice.
+        generation_s: the same.
+    """
+
+    ttft_s: float | None = None
+    generation_s: float | None = None
+
+
+class Plain:
+    """Sends rows whole.
+
+    Args:
+        client: sends; already entered.
+    """
+
+    def __init__(self, client: EndpointClient) -> None:
+        self._client = client
+
+    async def send(self, ticket: Ticket, request_id: str) -> Completion | Failure | SliceEnded:
+        """Send the row and read its answer."""
+        request = ticket.request
+        return await self._client.send(request.path, request.body, request_id=request_id)
+
+
+class Slicer(Plain):
+    """Sends rows in slices, where they are worth it and the server is known to be one for that.
+
+    Args:
+        client: sends; already entered.
+        model: the model that rows ask for.
+        name: the server's, for the log.
+        ending: see `core.slices.begin`; one for all servers of a run.
+        slice_tokens: tokens of a slice.
+    """
+
+    def __init__(
+        self, client: EndpointClient, *, model: str, name: str, ending: set[int], slice_tokens: int = SLICE_TOKENS
+    ) -> None:
+        super().__init__(client)
+        self._model = model
+        self._name = name
+        self._ending = ending
+        self._slice_tokens = slice_tokens
+        self._terms: dict[str, SliceTerms | None] = {}  # by path; None: not to be had
+        self._ask_from_s = 0.0
+        self._asking = asyncio.Lock()
+        self._said: set[str] = set()
+
+    async def send(self, ticket: Ticket, request_id: str) -> Completion | Failure | SliceEnded:
+        """Send the row's next slice, or the row, and read its answer."""
+        if ticket.sliced is None and not ticket.whole and not ticket.answered:
+            await self._begin(ticket)
+        row = ticket.sliced
+        if row is None or ticket.answered:
+            return await super().send(ticket, request_id)
+        return await self._go_on(ticket, row, request_id)
+
+    async def _go_on(self, ticket: Ticket, row: SlicedRow, request_id: str) -> Completion | Failure | SliceEnded:
+        """Send a slice, and ask what must be known of its answer; first of the one before, if that is still open."""
+        step: Step | Failure = await self._settled(row, row.pending or Again())
+        ended = SliceEnded()
+        if isinstance(step, Again):
+            path, body = row.request
+            answer = await self._client.send(path, body, request_id=request_id)
+            if not isinstance(answer, Failure):
+                ended = SliceEnded(answer.ttft_s, answer.generation_s)
+                step = await self._settled(row, row.take(answer))
+            elif answer.kind in _REFUSALS:
+                step = Whole(f"a slice was refused ({answer.message})", always=path != ticket.request.path)
+            else:
+                return answer
+        match step:
+            case Landed(completion):
+                return completion
+            case Whole():
+                return self._run_whole(ticket, step)
+            case Failure():
+                return step
+            case _:
+                return ended
+
+    async def _settled(self, row: SlicedRow, step: Step) -> Step | Failure:
+        """What a step leads to, once the text it asks for is known."""
+        while isinstance(step, Look):
+            text = await self._text(step.tokens)
+            if isinstance(text, str):
+                step = row.told(text)
+            elif text.kind in _REFUSALS:
+                return Whole(f"/detokenize fails ({text.message})", always=True)
+            else:
+                return text
+        return step
+
+    async def _text(self, tokens: list[int]) -> str | Failure:
+        body = orjson.dumps({"model": self._model, "tokens": tokens})
+        answer = await self._client.ask("/detokenize", body, wait_s=LOOK_WAIT_S)
+        if isinstance(answer, Failure):
+            return answer
+        if answer.status != 200:  # noqa: PLR2004
+            return classify(answer)
+        match read_json(answer.body):
+            case {"prompt": str(text)}:
+                return text
+            case _:
+                return garbled(answer, "the answer has not the shape of /detokenize")
+
+    async def _begin(self, ticket: Ticket) -> None:
+        path = ticket.request.path
+        if path not in self._terms:
+            async with self._asking:
+                if path not in self._terms:
+                    await self._ask(path)
+        terms = self._terms.get(path)
+        if terms is None:
+            ticket.whole = path in self._terms
+            return
+        row = begin(ticket.request, terms, self._ending)
+        if isinstance(row, str):
+            ticket.whole = True
+            self._say(f"Rows run whole where {row}", row)
+        else:
+            ticket.sliced = row
+
+    async def _ask(self, path: str) -> None:
+        now = asyncio.get_running_loop().time()
+        if now < self._ask_from_s:
+            return
+        terms = await read_terms(self._client, model=self._model, path=path, slice_tokens=self._slice_tokens)
+        if isinstance(terms, Failure):
+            self._ask_from_s = now + ASK_AGAIN_S
+            self._say(f"Rows run whole until it can be told whether {self._name} is one for slices", terms.message)
+            return
+        if isinstance(terms, SliceTerms):
+            self._terms[path] = terms
+            self._say(f"Long rows run in slices of {terms.slice_tokens} tokens on {self._name}", "")
+        else:
+            self._terms[path] = None
+            self._say(f"Rows run whole on {self._name}", terms)
+
+    def _run_whole(self, ticket: Ticket, why: Whole) -> SliceEnded:
+        ticket.sliced, ticket.whole = None, True
+        if why.always:
+            self._terms = dict.fromkeys([*self._terms, ticket.request.path])
+            self._say(f"Rows run whole on {self._name} from here on", why.reason)
+        else:
+            self._say(f"Row {ticket.request.index} runs whole, and maybe others", why.reason)
+        return SliceEnded()
+
+    def _say(self, what: str, why: str) -> None:
+        """Once for each reason, which is of a known few or follows a failure."""
+        reason = why.partition("(")[0]
+        if reason not in self._said:
+            self._said.add(reason)
+            log.info("%s%s", what, f": {why}" if why else "")

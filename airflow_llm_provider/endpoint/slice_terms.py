@@ -1,0 +1,95 @@
+"""Whether a server is one to slice rows on: its context, its prefix cache, and whether it bounds answers by itself.
+
+Owns what is asked and how the answers are read. Does not know what follows (`core.slice_rules`), nor when it is asked.
+
+Three looks, none of which makes the server compute a token:
+
+- ``vllm:cache_config_info`` says whether prefixes are cached. Without that each slice would compute all before it anew.
+- ``/tokenize`` says how long the context is. Whoever has that route has ``/detokenize``, too.
+- A request for more ``min_tokens`` than any server gives is refused, and vLLM's words say which ``max_tokens`` would be
+  in force: less than there is room for where its ``generation_config.json``, or its operator, bounds answers.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from airflow_llm_provider.core.retry import Failure
+from airflow_llm_provider.core.slice_rules import CHAT_PATH, SliceTerms
+from airflow_llm_provider.endpoint.exposition import Page
+from airflow_llm_provider.endpoint.failure import error_message, read_json
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.endpoint.client import EndpointClient
+    from airflow_llm_provider.endpoint.failure import Answer
+
+CACHE = "vllm:cache_config_info"
+CHOSEN = f"/metrics/?name[]={CACHE}"
+WHOLE = "/metrics"
+
+_NEVER = 2**31 - 1
+_BOUND = re.compile(r"min_tokens must be less than or equal to max_tokens=(\d+)")
+
+
+async def read_terms(client: EndpointClient, *, model: str, path: str, slice_tokens: int) -> SliceTerms | Failure | str:
+    """The terms on which rows are sliced; why none are, or a `Failure` where that can't be told just now.
+
+    Args:
+        client: asks; already entered.
+        model: the model that rows ask for.
+        path: the rows' route.
+        slice_tokens: tokens of a slice.
+    """
+    caching = await _caching(client)
+    if caching is not None:
+        return caching
+    prompt: dict[str, Any] = {"messages": [{"role": "user", "content": "."}]} if path == CHAT_PATH else {"prompt": "."}
+    answer = await client.ask("/tokenize", orjson.dumps({"model": model, **prompt}))
+    if isinstance(answer, Failure):
+        return answer
+    match read_json(answer.body):
+        case {"count": int(count), "max_model_len": int(longest)} if answer.status == 200 and longest > count:  # noqa: PLR2004
+            room = longest - count
+            asked = {} if path == CHAT_PATH else {"max_tokens": room}  # a chat has what room there is if it names none
+            most = await _in_force(client, path, {"model": model, **prompt, **asked, "min_tokens": _NEVER})
+            if not isinstance(most, int):
+                return most
+            return SliceTerms(
+                max_model_len=longest, most_tokens=most if most < room else None, slice_tokens=slice_tokens
+            )
+        case _:
+            return f"its /tokenize answers with HTTP {answer.status} and no length of the context"
+
+
+async def _caching(client: EndpointClient) -> Failure | str | None:
+    """None where prefixes are cached."""
+    answer = await client.get(CHOSEN)
+    if not isinstance(answer, Failure) and not _cached(answer):
+        answer = await client.get(WHOLE)
+    if isinstance(answer, Failure):
+        return answer
+    said = _cached(answer)
+    if not said:
+        return "it does not say whether it caches prefixes"
+    return None if all(each == "True" for each in said) else "it caches no prefixes"
+
+
+def _cached(answer: Answer) -> list[str | None]:
+    """What each engine says of itself."""
+    if answer.status != 200:  # noqa: PLR2004
+        return []
+    return [series.labels.get("enable_prefix_caching") for series in Page(answer.body, [CACHE]).series(CACHE)]
+
+
+async def _in_force(client: EndpointClient, path: str, body: dict[str, Any]) -> int | Failure | str:
+    """The ``max_tokens`` that a refused request would have had."""
+    answer = await client.ask(path, orjson.dumps(body))
+    if isinstance(answer, Failure):
+        return answer
+    bound = _BOUND.search(error_message(read_json(answer.body)))
+    if answer.status != 400 or bound is None:  # noqa: PLR2004
+        return "it does not say whether it bounds answers by itself"
+    return int(bound[1])
