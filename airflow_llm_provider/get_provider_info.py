@@ -18,7 +18,8 @@ _CONN_FIELDS: dict[str, Any] = {
     },
     "slots": {
         "label": "Slots",
-        "description": "The server's --max-num-seqs: how many sequences it runs at once.",
+        "description": "The server's --max-num-seqs: how many sequences it runs at once. Where real-time is served too, "
+        "batch needs it to tell what is free.",
         "schema": {"type": ["integer", "null"], "minimum": 1},
     },
     "extra_headers": {
@@ -58,7 +59,7 @@ _CONN_FIELDS: dict[str, Any] = {
     },
     "headroom": {
         "label": "Headroom",
-        "description": "Sequences of the slots that batch leaves free for real-time, at least.",
+        "description": "Sequences of the slots that batch always leaves free; what real-time needs beyond, it learns.",
         "schema": {"type": ["integer", "null"], "minimum": 0},
     },
     "priority": {
@@ -171,10 +172,11 @@ _CONFIG: dict[str, Any] = {
                 "version_added": "0.1.0",
             },
             "max_in_flight": {
-                "description": "Requests in flight per task where neither the DAG nor the connection says.",
+                "description": "Requests in flight per task, at most, where neither the DAG nor the connection says. "
+                "Empty means 64, and where the task finds out by itself what its server holds, 1,024 for each server.",
                 "type": "integer",
                 "example": "128",
-                "default": "64",
+                "default": "",
                 "version_added": "0.1.0",
             },
             "pool_scheduled_batch": {

@@ -29,8 +29,7 @@ with DAG(
         temperature=0.0,
         max_tokens=40,
         chunk_rows=5000,
-        placement="dedicated",  # no window, no headroom, no objective
-        max_in_flight=512,  # twice the server's slots: it never waits for us
+        placement="dedicated",  # no window, no objective, and a limit that fills the server
     )
     # [END keywords]
 # [END dag]

@@ -91,7 +91,8 @@ class LLMBatchOperator(BaseOperator):
         result_path: where results lie: a URI, a local path, or a path below the configured base. Two runs cannot share
             one. By default the configured base, then DAG, task, run and map index. Templated.
         chunk_rows: rows per part.
-        max_in_flight: requests in flight at most; by default the connection's slots, else the provider configuration's.
+        max_in_flight: requests in flight at most, whatever the server's load leaves; by default what the connection's
+            slots allow, else the provider configuration's.
         max_error_rate: share of rows that may error before the task fails; one may in any case, unless it is 0.
         on_stale: ``fail`` or ``restart``, where a run lies there whose prompt, parameters, model or input differed.
         rerun: do a finished run again when its task is cleared; unfinished runs are resumed either way.
@@ -102,7 +103,7 @@ class LLMBatchOperator(BaseOperator):
             follows from the placement. Never wider than the connection's.
         deadline: of ``burst-batch``, when the results are wanted, ISO 8601 with its zone: where the platform allows it,
             the window is left for a run that would miss it otherwise. Templated.
-        headroom: sequences left free for real-time; by default the connection's, else the placement's.
+        headroom: sequences always left free for real-time, by default the connection's; what more it needs is learned.
         on_unknown_callback: called with the context, as Airflow's own callbacks and notifiers are, when real-time's
             latency has been unreadable for the connection's `unknown_alert_s`. Without one, the try fails then.
         pool: Airflow's; by default the one that the provider configuration names for the workload.

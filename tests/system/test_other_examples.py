@@ -31,12 +31,13 @@ def test_a_burst_answers_one_question_about_every_document(examples_airflow, tmp
     )
 
 
-def test_dedicated_gpus_take_more_than_their_slots(examples_airflow, tmp_path: Path) -> None:
+def test_dedicated_gpus_are_filled_without_a_number(examples_airflow, tmp_path: Path) -> None:
     write_rows(tmp_path / "archive.jsonl", *map(str, range(20)))
     run_id = run(examples_airflow, "dedicated_gpu", {"archive": f"{tmp_path}/*.jsonl"})
     assert examples_airflow.rest.xcom("dedicated_gpu", run_id, "keywords")["counts"]["succeeded"] == 20
     log = examples_airflow.rest.task_log_text("dedicated_gpu", run_id, "keywords", try_number=1)
-    assert "max_in_flight = 512  [DAG]" in log
+    assert "max_in_flight = 512  [connection vllm_batch (2 × slots 256)]" in log
+    assert "limit_law = 'adaptive'" in log
     assert "window = None" in log
 
 
@@ -50,4 +51,5 @@ def test_shared_gpus_get_one_task_for_each_teams_tickets(examples_airflow, tmp_p
     assert {(task.map_index, task.state) for task in tasks} == {(0, "success"), (1, "success")}
     log = examples_airflow.rest.task_log_text("shared_gpu_priority", run_id, "label", try_number=1, map_index=1)
     assert "priority = 100" in log
-    assert "headroom = 2" in log
+    assert "limit_law = 'headroom'" in log
+    assert "headroom_unread = 2" in log

@@ -47,7 +47,7 @@ def test_config_section_has_the_documented_options():
     assert {name: option["default"] for name, option in options.items()} == {
         "results_base": "",
         "results_link": "",
-        "max_in_flight": "64",
+        "max_in_flight": "",
         "pool_scheduled_batch": "",
         "pool_burst_batch": "",
         "requests_per_slot": "",
