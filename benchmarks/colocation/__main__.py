@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from random import Random
@@ -43,6 +45,7 @@ def main() -> None:
     """Run from the command line."""
     options = _options()
     logging.disable(logging.INFO)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     arms = [(NONE, 0), (ALONE, 1), *((policy_of(name), count) for name, count in _arms(options))]
     if options.server == "virtual":
         spec = engine_spec(options.slots)

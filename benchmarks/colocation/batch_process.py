@@ -149,7 +149,7 @@ def _job(order: Order, notes: _Notes) -> BatchJob:
         source=JsonlSource([order.rows]),
         chunk_rows=CHUNK_ROWS,
         terms=Terms(limit=policy.most(order.slots)),
-        control=WatchedLaw(policy=policy, server_slots=order.slots, looks=notes.looks),
+        control=WatchedLaw.of(policy, slots=order.slots, looks=notes.looks),
         tolerance=Tolerance(0.0),
         epoch=1,
         agreed={},

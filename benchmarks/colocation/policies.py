@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_llm_provider.core.control_law import ControlLaw
+from airflow_llm_provider.core.control_law import ControlLaw, Kind
 from airflow_llm_provider.core.limit import Learnt, Verdict
 from airflow_llm_provider.core.limit_headroom import HeadroomLimit
 
@@ -35,6 +35,7 @@ class Policy:
             real-time the moment it comes, and gives up at no delay.
         floor: sequences always left free, for ``headroom``.
         realtime: whether there is real-time at all.
+        whole: whether rows run whole under ``headroom``, too.
         scales: whether `max_in_flight` is meant for 8 slots, and more of them take more.
     """
 
@@ -44,12 +45,13 @@ class Policy:
     law: str = "fixed"
     floor: int = 0
     realtime: bool = True
+    whole: bool = False
     scales: bool = True
 
     @property
     def slices(self) -> bool:
         """Whether long rows run in token slices, as they do where our law gives way."""
-        return self.law in {"headroom", "ideal"}
+        return self.law in {"headroom", "ideal"} and not self.whole
 
     def most(self, slots: int) -> int:
         """Requests in flight at most on a server of so many slots."""
@@ -72,6 +74,7 @@ POLICIES = {
         Policy(name="aimd-errors", law="aimd"),
         Policy(name="ours", law="headroom"),
         Policy(name="ours-floor-1", law="headroom", floor=1),
+        Policy(name="ours-whole", law="headroom", whole=True),
     )
 }
 
@@ -137,6 +140,12 @@ class WatchedLaw(ControlLaw):
     policy: Policy
     server_slots: int
     looks: list[tuple[float, int, int, int, int, int]]
+
+    @classmethod
+    def of(cls, policy: Policy, *, slots: int, looks: list[tuple[float, int, int, int, int, int]]) -> WatchedLaw:
+        """The law of `policy` on a server of `slots`."""
+        kind: Kind = "headroom" if policy.law == "headroom" else "fixed"
+        return cls(kind=kind, slots=slots, sliced=policy.slices, policy=policy, server_slots=slots, looks=looks)
 
     def learnt(self, limit: int, rng: Random) -> Learnt | None:
         """See `ControlLaw.learnt`."""

@@ -88,7 +88,6 @@ class _Task:
 
     Attributes:
         dispatcher: decides.
-        queue: its rows.
         flights: in flight, by request id.
         landed: its answers.
         looks: see `policies.WatchedLaw`.
@@ -96,7 +95,6 @@ class _Task:
 
     number: int
     dispatcher: Dispatcher
-    queue: RowQueue
     rng: Random
     rows: dict[int, _Row] = field(default_factory=dict)
     flights: dict[str, _Flight] = field(default_factory=dict)
@@ -178,7 +176,7 @@ class World:
         heapq.heappush(self._heap, (at_s, next(self._order), what))
 
     def _task(self, number: int, seed: int) -> _Task:
-        policy, queue, slots = self._policy, RowQueue(), self._spec.max_num_seqs
+        policy, slots = self._policy, self._spec.max_num_seqs
         if policy.law == "ideal":
             law: Limit | None = FixedLimit(slots)
         else:
@@ -188,10 +186,10 @@ class World:
             max_attempts=5,
             wait_s=lambda _: 1.0,
             circuit=Circuit(wait_s=lambda _: 1.0, patience_s=600.0),
-            queue=queue,
+            queue=RowQueue(),
             learnt=None if law is None else Learnt(law),
         )
-        return _Task(number=number, dispatcher=dispatcher, queue=queue, rng=Random(f"{seed}/{number}/rows"))
+        return _Task(number=number, dispatcher=dispatcher, rng=Random(f"{seed}/{number}/rows"))
 
     # -- real-time
 
@@ -293,11 +291,10 @@ class World:
         self._count(now, "ok")
         row = task.rows[ticket.request.index]
         row.done += event.generated_tokens
-        task.dispatcher.answered(ticket, now)
         if row.done < row.answer:
-            ticket.fruitless, ticket.answered = 0, False
-            task.queue.first(ticket)
+            task.dispatcher.sliced(ticket, now)
         else:
+            task.dispatcher.answered(ticket, now)
             del task.rows[row.index]
         self._pump(now, task)
 
