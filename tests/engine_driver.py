@@ -80,12 +80,13 @@ def check(engine: Engine) -> None:
     assert engine.running + engine.waiting == engine.unfinished - answering + aborted
     kv = scheduler.kv
     held = [sequence.held for sequence in scheduler.running]
-    holders = Counter(key for each in held for key in each.known)
-    assert {key: holders[key] for key in kv._holders} == kv._holders
-    assert set(kv._unused) == {key for key, holding in kv._holders.items() if not holding}
+    holders = Counter(block for each in held for block in each.known)
+    known = {block for copies in kv._copies.values() for block in copies}
+    assert {block: block.holders for block in known if block.holders} == holders
+    assert set(kv._unused) == {block for block in known if not block.holders}
     private = sum(each.blocks - len(each.known) for each in held)
     assert 0 <= kv.free <= kv.blocks
-    assert private + kv._blank + len(kv._holders) == kv.blocks, "a block was lost or made"
+    assert private + kv._blank + len(known) == kv.blocks, "a block was lost or made"
 
 
 def play(

@@ -3,8 +3,8 @@
 Owns the counting of blocks and the prefix cache. Does not know sequences' order or time (`simulator.engine`).
 
 As in vLLM: a block is free when nobody holds it; a free block that was full keeps its content and is found by its key
-until it is needed for something else, the longest unused first and a sequence's tail before its head. Unlike in vLLM,
-a second copy of a block that is already known does not become known itself.
+until it is needed for something else, the longest unused first and a sequence's tail before its head. A block may have
+copies, where sequences that begin alike were computed side by side: the oldest of those that are left is found.
 """
 
 from __future__ import annotations
@@ -16,21 +16,34 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
 
+class Block:
+    """One known block.
+
+    Attributes:
+        key: by which it is found.
+        holders: sequences that hold it.
+    """
+
+    __slots__ = ("holders", "key")
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+        self.holders = 1
+
+
 class Held:
     """The blocks of one sequence.
 
     Attributes:
         blocks: how many.
-        known: keys of those that can be found by others.
-        offered: how many full blocks, from the beginning, were looked at for being known.
+        known: those that can be found by others: its first ones.
     """
 
-    __slots__ = ("blocks", "known", "offered")
+    __slots__ = ("blocks", "known")
 
     def __init__(self) -> None:
         self.blocks = 0
-        self.known: list[Hashable] = []
-        self.offered = 0
+        self.known: list[Block] = []
 
 
 class KVCache:
@@ -47,8 +60,8 @@ class KVCache:
         self.block_size = block_size
         self._caching = prefix_caching
         self._blank = blocks  # free, and of no known content
-        self._holders: dict[Hashable, int] = {}
-        self._unused: OrderedDict[Hashable, None] = OrderedDict()  # known and free, the longest unused first
+        self._copies: dict[Hashable, dict[Block, None]] = {}  # known blocks by key, the oldest copy first
+        self._unused: OrderedDict[Block, None] = OrderedDict()  # those nobody holds, the longest unused first
 
     @property
     def free(self) -> int:
@@ -71,23 +84,24 @@ class KVCache:
             return 0
         found = 0
         for key in keys[: (tokens - 1) // self.block_size]:
-            if key not in self._holders:
+            if key not in self._copies:
                 break
             found += 1
         return found
 
     def fits(self, keys: Sequence[Hashable], found: int, tokens: int) -> bool:
         """Whether a sequence of this length finds room, `found` of whose blocks are known."""
-        revived = sum(key in self._unused for key in keys[:found])
+        revived = sum(self._copy(key) in self._unused for key in keys[:found])
         return self._needed(tokens) - found + revived <= self.free
 
     def adopt(self, held: Held, keys: Sequence[Hashable], found: int) -> None:
         """Hold known blocks, as the sequence's first."""
         for key in keys[:found]:
-            self._unused.pop(key, None)
-            self._holders[key] += 1
-            held.known.append(key)
-        held.blocks = held.offered = found
+            block = self._copy(key)
+            self._unused.pop(block, None)
+            block.holders += 1
+            held.known.append(block)
+        held.blocks = found
 
     def grow(self, held: Held, tokens: int) -> bool:
         """Hold enough blocks for so many tokens.
@@ -104,8 +118,11 @@ class KVCache:
         blank = min(more, self._blank)
         self._blank -= blank
         for _ in range(more - blank):
-            key, _nothing = self._unused.popitem(last=False)
-            del self._holders[key]
+            block, _nothing = self._unused.popitem(last=False)
+            copies = self._copies[block.key]
+            del copies[block]
+            if not copies:
+                del self._copies[block.key]
         return True
 
     def offer(self, held: Held, keys: Sequence[Hashable], tokens: int) -> None:
@@ -116,24 +133,25 @@ class KVCache:
             keys: its keys.
             tokens: how many of its tokens are computed.
         """
-        full = min(tokens // self.block_size, len(keys))
-        if not self._caching or full <= held.offered:
+        if not self._caching:
             return
-        for key in keys[held.offered : full]:
-            if key not in self._holders:
-                self._holders[key] = 1
-                held.known.append(key)
-        held.offered = full
+        for key in keys[len(held.known) : tokens // self.block_size]:
+            block = Block(key)
+            self._copies.setdefault(key, {})[block] = None
+            held.known.append(block)
 
     def release(self, held: Held) -> None:
         """Let go of all blocks of a sequence. Those that are known can be found until they are needed."""
         self._blank += held.blocks - len(held.known)
-        for key in reversed(held.known):
-            self._holders[key] -= 1
-            if not self._holders[key]:
-                self._unused[key] = None
-        held.blocks = held.offered = 0
+        for block in reversed(held.known):
+            block.holders -= 1
+            if not block.holders:
+                self._unused[block] = None
+        held.blocks = 0
         held.known = []
+
+    def _copy(self, key: Hashable) -> Block:
+        return next(iter(self._copies[key]))
 
     def _needed(self, tokens: int) -> int:
         return -(-tokens // self.block_size)

@@ -144,7 +144,7 @@ class Scheduler:
             else:
                 prefill += new
             computed = sequence.computed = sequence.computed + new
-            if caching and computed // block_size > sequence.held.offered:
+            if caching and computed // block_size > len(sequence.held.known):
                 self.kv.offer(sequence.held, sequence.request.block_keys, computed)
             if computed == sequence.tokens:
                 sequence.tokens += 1
