@@ -1,7 +1,8 @@
 """The limit on a server of our own: fill it, without being told how much it holds.
 
-Owns the control law over what runs and waits. Does not know refusals (`core.limit_ceiling`), servers whose load cannot
-be read (`core.limit_slope`), nor who reads the load or carries a verdict out (`batch.control`).
+Owns the control law over what runs and waits. Does not know refusals (`core.limit_ceiling`), preemptions
+(`core.limit_pressure`), servers whose load cannot be read (`core.limit_slope`), nor who reads the load or carries a
+verdict out (`batch.control`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from airflow_llm_provider.core.limit import Verdict
 from airflow_llm_provider.core.limit_ceiling import Ceiling
+from airflow_llm_provider.core.limit_pressure import Pressure
 from airflow_llm_provider.core.limit_slope import Slope
 from airflow_llm_provider.exceptions import ConfigurationError
 
@@ -63,8 +65,8 @@ class AdaptiveLimit:
     number running: the fixed point of the first line is the same for all of them, and differences shrink by
     ``R / (R + waiting)`` per look, as fast as rows end. Nobody needs to know how many they are.
 
-    Refusals, time-outs and thrashing KV memory put a `Ceiling` above it; a load that was never read leaves the limit
-    to the pace of rows (`Slope`); one that cannot be read just now leaves it where it is.
+    Refusals and time-outs put a `Ceiling` above L, preemptions a `Pressure`; while one of them binds, L does not grow.
+    A load that was never read leaves L to the pace of rows (`Slope`), one that cannot be read just now, where it is.
 
     Assumes that all who send to this server are ours, and that a request that waits there costs nothing but the time
     out of its own deadline. Gauges may cover one of several replicas behind a name: the law has only ratios of them.
@@ -86,6 +88,7 @@ class AdaptiveLimit:
         self._grown_s, self._ended = -math.inf, 0  # when it last grew, and rows that ended since
         self._empty = 0  # looks in a row that found none waiting
         self._ceiling = Ceiling()
+        self._pressure = Pressure()
         self._slope: Slope | None = None
         self._unread = 0
         self._read = False
@@ -96,11 +99,14 @@ class AdaptiveLimit:
         before = self._allowed
         share = own * load.running / load.total if load.total else 0.0
         moved = self._ceiling.look(now, own=own, limit=before, runs=share, queued=load.waiting > 0)
+        short = self._pressure.look(load, own)
         wanted, reason, look_s = self._law(now, load, own)
         if abs(wanted - self._limit) > DEAD_BAND * self._limit:
             self._limit = max(1.0, wanted)
         if self._ceiling.value < self._limit:
-            return self._verdict(moved or "refusals", LOOK_S)
+            return self._verdict(moved or "the server refused more", LOOK_S)
+        if self._pressure.value < self._limit:
+            return self._verdict(short or "KV memory is short", LOOK_S)
         return self._verdict(reason, look_s)
 
     def unread(self, now: float) -> Verdict:
@@ -127,13 +133,14 @@ class AdaptiveLimit:
         """A row ended well: its place is taken again."""
         self._ended += 1
         self._ceiling.ended(now, duration_s)
+        self._pressure.ended()
         if self._slope is not None:
             self._slope.ended(now)
         return True
 
     @property
     def _allowed(self) -> float:
-        return min(self._limit, self._ceiling.value)
+        return min(self._limit, self._ceiling.value, self._pressure.value)
 
     def _law(self, now: float, load: Load, own: int) -> tuple[float, str, float]:
         """What the limit would be, why, and when to look again."""
@@ -150,7 +157,7 @@ class AdaptiveLimit:
             if rising:
                 return max(self._limit, wanted), f"the server still takes in: {runs} run, {waiting} wait", GROW_LOOK_S
             return wanted, f"the server runs {runs} and queues {waiting}", LOOK_S
-        if own < BOUND * self._allowed:
+        if own < BOUND * self._limit or self._allowed < self._limit:
             return self._limit, "something else binds", LOOK_S if own else GROW_LOOK_S
         if not turned and load.total < SHOWN * own and now < self._grown_s + SHOWS_S:
             return self._limit, f"the server shows {load.total} of {own} yet", GROW_LOOK_S
