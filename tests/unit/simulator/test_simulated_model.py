@@ -12,7 +12,7 @@ FOREVER = Ends(eos=False)
 WORLD = tokenizer.tokens("the wörld 日本")
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.text())
 def test_text_comes_back_from_its_ids(text: str) -> None:
     text = text.encode("utf-8", "ignore").decode()
@@ -36,7 +36,7 @@ def test_the_chat_template() -> None:
 
 
 @pytest.mark.parametrize("mean_tokens", [None, 40.0])
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(prompt=st.text(min_size=1).map(tokenizer.tokens).filter(bool), size=st.integers(1, 50))
 def test_slices_continued_by_ids_say_what_a_whole_request_says(
     mean_tokens: float | None, prompt: list[int], size: int
