@@ -299,9 +299,7 @@ def _control(promise: Promise, policy: Policy, floor: int, blind: int | None) ->
 
 
 def _limit_each(promise: Promise, control: ControlLaw, headroom: int) -> int | None:
-    if control.most is not None or promise.slots is None or not headroom:
-        return control.most
-    return promise.slots - headroom
+    return promise.slots - headroom if promise.slots is not None and headroom else control.most
 
 
 def _priority(asked: Asked, promise: Promise, policy: Policy, connection: str) -> Effective[int | None]:
