@@ -20,7 +20,7 @@ import orjson
 from airflow_llm_provider.core.retry import Failure
 from airflow_llm_provider.core.slice_rules import CHAT_PATH, SliceTerms
 from airflow_llm_provider.endpoint.exposition import Page
-from airflow_llm_provider.endpoint.failure import error_message, read_json
+from airflow_llm_provider.endpoint.failure import classify, error_message, read_json
 
 if TYPE_CHECKING:
     from airflow_llm_provider.endpoint.client import EndpointClient
@@ -31,6 +31,7 @@ CHOSEN = f"/metrics/?name[]={CACHE}"
 WHOLE = "/metrics"
 
 _NEVER = 2**31 - 1
+_NOT_NOW = frozenset({408, 425, 429})
 _BOUND = re.compile(r"min_tokens must be less than or equal to max_tokens=(\d+)")
 
 
@@ -47,7 +48,7 @@ async def read_terms(client: EndpointClient, *, model: str, path: str, slice_tok
     if caching is not None:
         return caching
     prompt: dict[str, Any] = {"messages": [{"role": "user", "content": "."}]} if path == CHAT_PATH else {"prompt": "."}
-    answer = await client.ask("/tokenize", orjson.dumps({"model": model, **prompt}))
+    answer = await _ask(client, "/tokenize", {"model": model, **prompt})
     if isinstance(answer, Failure):
         return answer
     match read_json(answer.body):
@@ -64,11 +65,19 @@ async def read_terms(client: EndpointClient, *, model: str, path: str, slice_tok
             return f"its /tokenize answers with HTTP {answer.status} and no length of the context"
 
 
+async def _ask(client: EndpointClient, path: str, body: dict[str, Any] | None = None) -> Answer | Failure:
+    """An answer that says something of the server: not that it is busy or broken just now."""
+    answer = await client.ask(path, None if body is None else orjson.dumps(body))
+    if not isinstance(answer, Failure) and (answer.status in _NOT_NOW or answer.status >= 500):  # noqa: PLR2004
+        return classify(answer)
+    return answer
+
+
 async def _caching(client: EndpointClient) -> Failure | str | None:
     """None where prefixes are cached."""
-    answer = await client.get(CHOSEN)
+    answer = await _ask(client, CHOSEN)
     if not isinstance(answer, Failure) and not _cached(answer):
-        answer = await client.get(WHOLE)
+        answer = await _ask(client, WHOLE)
     if isinstance(answer, Failure):
         return answer
     said = _cached(answer)
@@ -86,7 +95,7 @@ def _cached(answer: Answer) -> list[str | None]:
 
 async def _in_force(client: EndpointClient, path: str, body: dict[str, Any]) -> int | Failure | str:
     """The ``max_tokens`` that a refused request would have had."""
-    answer = await client.ask(path, orjson.dumps(body))
+    answer = await _ask(client, path, body)
     if isinstance(answer, Failure):
         return answer
     bound = _BOUND.search(error_message(read_json(answer.body)))

@@ -1,0 +1,297 @@
+"""Rows in slices over real sockets: what is asked of a server first, what goes wrong, and whole runs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from batch_fakes import job_of, part_lines, run, texts, write_rows
+
+from airflow_llm_provider.batch.slicer import SliceEnded, Slicer
+from airflow_llm_provider.core.control_law import ControlLaw
+from airflow_llm_provider.core.prompt import RequestSpec
+from airflow_llm_provider.core.request import Completion, Position, RowRequest
+from airflow_llm_provider.core.retry import Failure, FailureKind
+from airflow_llm_provider.core.row_queue import Ticket
+from airflow_llm_provider.core.slice_rules import CHAT_PATH, COMPLETIONS_PATH, SliceTerms
+from airflow_llm_provider.endpoint.client import EndpointClient
+from airflow_llm_provider.endpoint.failure import Answer
+from airflow_llm_provider.endpoint.settings import EndpointSettings
+from airflow_llm_provider.endpoint.slice_terms import read_terms
+from airflow_llm_provider.storage.store import RunStore
+from airflow_llm_provider.testing import Fault, StubVLLM
+from airflow_llm_provider.testing import SimulatedVLLM as Simulated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+LOST = Failure(FailureKind.UNREACHABLE, "refused")
+SPEED = 50.0
+
+
+def client_of(server: Simulated | StubVLLM) -> EndpointClient:
+    return EndpointClient(EndpointSettings(base_urls=(server.url,), request_timeout_s=20), base_url=server.url)
+
+
+def ticket_of(path: str = CHAT_PATH, model: str = "simulated", **fields: Any) -> Ticket:
+    said = {"messages": [{"role": "user", "content": "hi"}]} if path == CHAT_PATH else {"prompt": "hi"}
+    body = {"model": model, **said, "max_tokens": 100, "temperature": 0, "ignore_eos": True, **fields}
+    return Ticket(RowRequest(0, "row-0", path, orjson.dumps(body), Position(file="", line=0)))
+
+
+def slicer_of(client: EndpointClient, **changes: Any) -> Slicer:
+    return Slicer(client, **{"model": "simulated", "name": "it", "ending": set(), "slice_tokens": 16, **changes})
+
+
+async def to_the_end(slicer: Slicer, ticket: Ticket) -> tuple[Completion | Failure, int]:
+    """What becomes of a row, and in how many requests."""
+    for number in range(1, 40):
+        answer = await slicer.send(ticket, f"run-0-{number}")
+        if not isinstance(answer, SliceEnded):
+            return answer, number
+    raise AssertionError("it goes on for ever")
+
+
+@pytest.mark.parametrize("path", [CHAT_PATH, COMPLETIONS_PATH])
+async def test_a_row_in_slices_is_the_whole_row(path: str) -> None:
+    with Simulated(speed=SPEED) as server:
+        async with client_of(server) as client:
+            ticket = ticket_of(path)
+            whole = await client.send(path, ticket.request.body, request_id="whole")
+            landed, requests = await to_the_end(slicer_of(client), ticket)
+    assert isinstance(whole, Completion)
+    assert isinstance(landed, Completion)
+    assert (landed.output, landed.usage, landed.finish_reason) == (whole.output, whole.usage, whole.finish_reason)
+    assert landed.choices is None
+    assert requests >= 6
+    assert ticket.sliced is not None
+
+
+@pytest.mark.parametrize("path", [CHAT_PATH, COMPLETIONS_PATH])
+async def test_terms_of_a_vllm(path: str) -> None:
+    with Simulated(speed=SPEED, max_model_len=777) as server:
+        async with client_of(server) as client:
+            terms = await read_terms(client, model="simulated", path=path, slice_tokens=9)
+    assert terms == SliceTerms(max_model_len=777, slice_tokens=9)
+
+
+class Answers:
+    """A client that answers each route as told; a bare path stands for all of its queries."""
+
+    def __init__(self, **by_route: Any) -> None:
+        cache = 'vllm:cache_config_info{engine="0",enable_prefix_caching="True"} 1.0\n'
+        self.by_route = {
+            "/metrics/": (200, cache),
+            "/metrics": (200, cache),
+            "/tokenize": (200, {"count": 10, "max_model_len": 100}),
+            CHAT_PATH: (400, {"error": {"message": refusal(90)}}),
+            **by_route,
+        }
+
+    async def ask(self, path: str, _body: bytes | None) -> Answer | Failure:
+        said = self.by_route[path.partition("?")[0]]
+        if isinstance(said, Failure):
+            return said
+        status, body = said
+        data = body.encode() if isinstance(body, str) else orjson.dumps(body)
+        return Answer(path=path, status=status, content_type="", body=data)
+
+
+def refusal(most: int) -> str:
+    return f"min_tokens must be less than or equal to max_tokens={most}, got 2147483647."
+
+
+def cache(*said: str) -> tuple[int, str]:
+    told = enumerate(said)
+    return 200, "".join(
+        f'vllm:cache_config_info{{engine="{n}",enable_prefix_caching="{each}"}} 1\n' for n, each in told
+    )
+
+
+@pytest.mark.parametrize(
+    ("routes", "expected"),
+    [
+        ({}, SliceTerms(max_model_len=100)),
+        ({CHAT_PATH: (400, {"error": {"message": refusal(64)}})}, SliceTerms(max_model_len=100, most_tokens=64)),
+        ({CHAT_PATH: (200, {"choices": []})}, "it does not say whether it bounds answers by itself"),
+        ({CHAT_PATH: (400, {"error": {"message": "no"}})}, "it does not say whether it bounds answers by itself"),
+        ({"/metrics/": (404, "")}, SliceTerms(max_model_len=100)),
+        ({"/metrics/": (404, ""), "/metrics": (404, "")}, "it does not say whether it caches prefixes"),
+        ({"/metrics/": (200, ""), "/metrics": (200, "")}, "it does not say whether it caches prefixes"),
+        ({"/metrics/": cache("True", "False")}, "it caches no prefixes"),
+        ({"/metrics/": cache("False")}, "it caches no prefixes"),
+        ({"/tokenize": (404, {})}, "its /tokenize answers with HTTP 404 and no length of the context"),
+        ({"/tokenize": (200, {"count": 10})}, "its /tokenize answers with HTTP 200 and no length of the context"),
+        ({"/metrics/": LOST}, LOST),
+        ({"/metrics/": (404, ""), "/metrics": LOST}, LOST),
+        ({"/tokenize": LOST}, LOST),
+        ({CHAT_PATH: LOST}, LOST),
+    ],
+)
+async def test_what_a_server_says_becomes_terms_or_a_reason(routes: dict[str, Any], expected: object) -> None:
+    client: Any = Answers(**routes)
+    assert await read_terms(client, model="m", path=CHAT_PATH, slice_tokens=128) == expected
+
+
+@pytest.mark.parametrize("route", ["/metrics/", "/tokenize", CHAT_PATH])
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_server_that_is_busy_has_said_nothing_of_itself(route: str, status: int) -> None:
+    client: Any = Answers(**{route: (status, "")})
+    failure = await read_terms(client, model="m", path=CHAT_PATH, slice_tokens=128)
+    assert isinstance(failure, Failure)
+    assert failure.http_status == status
+
+
+async def test_a_server_that_is_no_vllm_gets_rows_whole_and_is_asked_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with StubVLLM("simulated") as server:
+        async with client_of(server) as client:
+            slicer = slicer_of(client)
+            for _ in range(3):
+                ticket = ticket_of()
+                answer, requests = await to_the_end(slicer, ticket)
+                assert isinstance(answer, Completion)
+                assert (requests, ticket.sliced, ticket.whole) == (1, None, True)
+    assert [record.message for record in caplog.records if "whole" in record.message] == [
+        "Rows run whole on it: it does not say whether it caches prefixes"
+    ]
+
+
+async def test_terms_that_cannot_be_read_are_asked_for_again_later() -> None:
+    with Simulated(speed=SPEED) as server:
+        async with client_of(server) as client:
+            slicer = slicer_of(client)
+            slicer._ask_from_s = asyncio.get_running_loop().time() + 60
+            ticket = ticket_of()
+            assert isinstance((await to_the_end(slicer, ticket))[0], Completion)
+            assert (ticket.sliced, ticket.whole) == (None, False)
+            slicer._ask_from_s = 0.0
+            ticket = ticket_of()
+            await to_the_end(slicer, ticket)
+            assert ticket.sliced is not None
+
+
+async def test_a_row_that_is_short_or_asks_for_what_slices_change_runs_whole() -> None:
+    with Simulated(speed=SPEED) as server:
+        async with client_of(server) as client:
+            slicer = slicer_of(client)
+            for fields in ({"max_tokens": 20}, {"seed": 3}, {"n": 2}):
+                ticket = ticket_of(**fields)
+                answer, requests = await to_the_end(slicer, ticket)
+                assert isinstance(answer, Completion)
+                assert (requests, ticket.whole) == (1, True)
+
+
+async def test_a_row_that_the_server_refuses_lands_as_its_refusal() -> None:
+    with Simulated(speed=SPEED, max_model_len=300) as server:
+        async with client_of(server) as client:
+            ticket = ticket_of(max_tokens=400)
+            whole = await client.send(CHAT_PATH, ticket.request.body, request_id="whole")
+            answer, _ = await to_the_end(slicer_of(client), ticket)
+    assert isinstance(answer, Failure)
+    assert answer.kind is FailureKind.BAD_REQUEST
+    assert answer == whole
+
+
+async def test_a_slice_that_is_refused_has_its_row_run_whole() -> None:
+    with Simulated(speed=SPEED) as server:
+        server.fault = lambda body, _: (
+            Fault.answer(404, {"detail": "Not Found"}) if isinstance(body.get("prompt"), list) else None
+        )
+        async with client_of(server) as client:
+            slicer, ticket = slicer_of(client), ticket_of()
+            answer, requests = await to_the_end(slicer, ticket)
+            assert isinstance(answer, Completion)
+            assert (requests, ticket.whole) == (3, True)
+            other = ticket_of()
+            assert (await to_the_end(slicer, other))[1] == 1, "and the others from the beginning"
+
+
+async def test_a_slice_that_fails_is_sent_again_as_it_was() -> None:
+    with Simulated(speed=SPEED) as server:
+        async with client_of(server) as client:
+            slicer, ticket = slicer_of(client), ticket_of()
+            whole = await client.send(CHAT_PATH, ticket.request.body, request_id="whole")
+            await slicer.send(ticket, "run-0-1")
+            server.fault = lambda _body, _number: Fault.answer(500, {"error": {"message": "no"}})
+            failure = await slicer.send(ticket, "run-0-2")
+            assert isinstance(failure, Failure)
+            assert failure.kind is FailureKind.SERVER_ERROR
+            server.fault = None
+            landed, _ = await to_the_end(slicer, ticket)
+    assert isinstance(landed, Completion)
+    assert isinstance(whole, Completion)
+    assert (landed.output, landed.usage) == (whole.output, whole.usage)
+
+
+class Deaf(EndpointClient):
+    """Has no answer to ``/detokenize`` for a while."""
+
+    answer: Callable[[], Failure | None] = staticmethod(lambda: None)
+
+    async def ask(self, path: str, body: bytes | None, **wait: float) -> Answer | Failure:
+        failure = self.answer() if path == "/detokenize" else None
+        return failure or await super().ask(path, body, **wait)
+
+
+def deaf_client(server: Simulated) -> Deaf:
+    return Deaf(EndpointSettings(base_urls=(server.url,), request_timeout_s=20), base_url=server.url)
+
+
+async def test_what_could_not_be_asked_at_a_boundary_is_asked_before_the_row_goes_on() -> None:
+    with Simulated(speed=SPEED) as server:
+        async with deaf_client(server) as client:
+            slicer, ticket = slicer_of(client), ticket_of()
+            whole = await client.send(CHAT_PATH, ticket.request.body, request_id="whole")
+            client.answer = lambda: LOST
+            assert await slicer.send(ticket, "run-0-1") == LOST
+            assert ticket.sliced is not None
+            assert ticket.sliced.pending is not None
+            client.answer = lambda: None
+            received = server.received
+            landed, requests = await to_the_end(slicer, ticket)
+    assert isinstance(landed, Completion)
+    assert isinstance(whole, Completion)
+    assert (landed.output, landed.usage) == (whole.output, whole.usage)
+    assert server.received - received == requests, "the slice that was answered is not sent again"
+
+
+async def test_a_server_without_detokenize_gets_rows_whole() -> None:
+    with Simulated(speed=SPEED) as server:
+        async with deaf_client(server) as client:
+            client.answer = lambda: Failure(FailureKind.ROUTE_NOT_FOUND, "no such route", 404)
+            slicer = slicer_of(client)
+            answer, requests = await to_the_end(slicer, ticket_of())
+            assert isinstance(answer, Completion)
+            assert requests == 2
+            assert (await to_the_end(slicer, ticket_of()))[1] == 1
+
+
+HEADROOM = ControlLaw(kind="headroom", slots=8)
+
+
+def lines_of(server: Simulated, folder: Path, source: str, law: ControlLaw) -> list[dict[str, Any]]:
+    spec = RequestSpec(prompt="Say: {{ row.text }}", parameters={"max_tokens": 400, "temperature": 0})
+    run(job_of(server, source, requests=spec, max_in_flight=8, control=law), RunStore(str(folder)))
+    return part_lines(folder)
+
+
+def test_a_run_in_slices_lands_as_a_run_of_whole_rows(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", texts(24))
+    with Simulated(speed=SPEED, mean_output_tokens=300, max_num_seqs=8) as server:
+        whole = lines_of(server, tmp_path / "whole", source, ControlLaw(kind="headroom", slots=8, sliced=False))
+        received = server.received
+        sliced = lines_of(server, tmp_path / "sliced", source, HEADROOM)
+        assert server.received - received > len(sliced) + 5
+    assert sliced == whole
+    assert {line["attempts"] for line in sliced} == {1}
+
+
+def test_a_dedicated_run_is_not_sliced(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", texts(6))
+    with Simulated(speed=SPEED, mean_output_tokens=None) as server:
+        lines_of(server, tmp_path / "run", source, ControlLaw())
+        assert server.received == 6
