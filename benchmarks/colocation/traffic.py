@@ -103,12 +103,10 @@ def read_trace(path: Path) -> Traffic:
         raise ValueError(f"{path} holds no arrival")
     lines.sort(key=lambda each: each["arrival"].at_s)
     duration_s = lines[-1]["arrival"].at_s + 1.0
-    marks = [(0.0, "all")]
+    marks = [(0.0, str(lines[0]["phase"] or "all"))]
     for each in lines:
         if each["phase"] is not None and each["phase"] != marks[-1][1]:
             marks.append((each["arrival"].at_s, str(each["phase"])))
-    if len(marks) > 1:
-        marks[:2] = [(0.0, marks[1][1])]
     ends = [at_s for at_s, _ in marks[1:]] + [duration_s]
     phases = [Phase(name=name, from_s=at_s, to_s=end_s) for (at_s, name), end_s in zip(marks, ends, strict=True)]
     return Traffic(
