@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -69,6 +71,41 @@ class StubProcess:
         self._process.stdout.close()
 
 
+class StatsdSocket:
+    """Takes StatsD's datagrams, and keeps those of ours: Airflow's scheduler sends many."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.settimeout(0.2)
+        self.port = self._socket.getsockname()[1]
+        self.lines: list[str] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._socket.close()
+
+    def _read(self) -> None:
+        while not self._ended.is_set():
+            try:
+                line = self._socket.recv(65536).decode()
+            except TimeoutError:
+                continue
+            if "llm_batch." in line:
+                self.lines.append(line)
+
+
+@pytest.fixture(scope="session")
+def statsd():
+    taking = StatsdSocket()
+    yield taking
+    taking.close()
+
+
 @pytest.fixture(scope="session")
 def llm_stub(tmp_path_factory: pytest.TempPathFactory):
     stub = StubProcess(tmp_path_factory.mktemp("stub"))
@@ -89,7 +126,7 @@ def llm_work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def llm_airflow(llm_stub: StubProcess, llm_work: Path, tmp_path_factory: pytest.TempPathFactory):
+def llm_airflow(llm_stub: StubProcess, llm_work: Path, statsd: StatsdSocket, tmp_path_factory: pytest.TempPathFactory):
     connection = {
         "conn_type": "vllm",
         "host": llm_stub.url,
@@ -102,6 +139,10 @@ def llm_airflow(llm_stub: StubProcess, llm_work: Path, tmp_path_factory: pytest.
         "AIRFLOW__LLM_BATCH__RESULTS_BASE": f"file://{home}/results",
         "AIRFLOW__LLM_BATCH__REQUESTS_PER_SLOT": "16",
         "LLM_TEST_WORK": str(llm_work),
+        "AIRFLOW__METRICS__STATSD_ON": "True",
+        "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
+        "AIRFLOW__METRICS__STATSD_PORT": str(statsd.port),
+        "AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED": "True",
     }
     with LocalAirflow(home, DAGS, env=env) as airflow:
         yield airflow
