@@ -15,6 +15,8 @@ from airflow_llm_provider.simulator import tokenizer
 from airflow_llm_provider.simulator.bodies import event
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow_llm_provider.simulator.asked import Asked
     from airflow_llm_provider.simulator.model import Said
     from airflow_llm_provider.simulator.words import Finished
@@ -51,15 +53,25 @@ class Answer:
         model: the name under which the server reports.
         details: whether usage tells cached tokens (``--enable-prompt-tokens-details``).
         timed: whether an answer of one choice tells its times (``--enable-per-request-metrics``).
+        name: a token as people read it.
     """
 
     def __init__(
-        self, asked: Asked, choices: list[Choice], *, request_id: str, model: str, details: bool, timed: bool
+        self,
+        asked: Asked,
+        choices: list[Choice],
+        *,
+        request_id: str,
+        model: str,
+        details: bool,
+        timed: bool,
+        name: Callable[[int], str] = tokenizer.name,
     ) -> None:
         self.asked = asked
         self.choices = choices
         self._details = details
         self._timed = timed
+        self._name = name
         self._cached_tokens = 0
         self._metrics: dict[str, Any] | None = None
         kind = "chatcmpl" if asked.is_chat else "cmpl"
@@ -198,7 +210,7 @@ class Answer:
         """The same for every token: the simulated model has no doubts to tell of."""
         if self.asked.logprobs is None:
             return None
-        names = [tokenizer.name(token) for token in choice.said.ids[begin:end]]
+        names = [self._name(token) for token in choice.said.ids[begin:end]]
         if self.asked.is_chat:
             listed = [{"token": name, "logprob": _LOGPROB, "bytes": list(name.encode())} for name in names]
             return {"content": [{**one, "top_logprobs": [one] * self.asked.logprobs} for one in listed]}

@@ -1,23 +1,27 @@
 """The stub's answers: vLLM's shape around an echo.
 
-Owns the echoed text and how much of vLLM's shape is around it. Pure. Does not know when one is sent (`testing.server`),
-nor what errors look like (`simulator.bodies`).
+Owns what is echoed. Pure. Does not know when an answer is sent (`testing.server`), its shape (`simulator.answer`), nor
+what errors look like (`simulator.bodies`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
-from airflow_llm_provider.simulator.bodies import BUSY, CHAT_PATH, ENGINE_DEAD, event
+from airflow_llm_provider.simulator.answer import Answer, Choice
+from airflow_llm_provider.simulator.asked import Asked
+from airflow_llm_provider.simulator.bodies import BUSY, CHAT_PATH
+from airflow_llm_provider.simulator.model import Ends, Said
 
-__all__ = ["BUSY", "CHAT_PATH", "ECHO_CHARS", "ENGINE_DEAD", "Echo", "event", "prompt_text", "prompt_tokens"]
+__all__ = ["BUSY", "CHAT_PATH", "ECHO_CHARS", "Echo", "prompt_text", "prompt_tokens"]
 
 ECHO_CHARS = 200
 """As much of the prompt's text as comes back."""
 
 _CHARS_PER_TOKEN = 4
+_NOTHING_ENDS_IT: Final = Ends()
 
 
 def prompt_text(request: dict[str, Any]) -> str:
@@ -37,7 +41,7 @@ def prompt_tokens(text: str) -> int:
     return len(text) // _CHARS_PER_TOKEN + 1
 
 
-class Echo:
+class Echo(Answer):
     """The right answer to a request: "echo: " and the beginning of its text, cut to ``max_tokens`` words.
 
     Args:
@@ -48,98 +52,30 @@ class Echo:
     """
 
     def __init__(self, *, path: str, request: dict[str, Any], request_id: str, model: str) -> None:
-        self.is_chat = path == CHAT_PATH
         text = prompt_text(request)
         words = f"echo: {text[:ECHO_CHARS]}".split(" ")
         limit = request.get("max_tokens") or request.get("max_completion_tokens") or len(words)
-        self.words = words[:limit]
-        self.finish_reason = "length" if limit < len(words) else "stop"
-        self.prompt_tokens = prompt_tokens(text)
-        self.count = request.get("n") or 1
-        self.logprobs = bool(request.get("logprobs"))
-        self.include_usage = bool((request.get("stream_options") or {}).get("include_usage"))
-        self.model = model
-        self.id = f"{'chatcmpl' if self.is_chat else 'cmpl'}-{request_id}"
-
-    def abort(self) -> None:
-        """Turns it into what a vLLM that is told to stop answers: half the text, status 200."""
-        self.words = self.words[: len(self.words) // 2]
-        self.finish_reason = "abort"
-
-    def whole(self) -> bytes:
-        """The unstreamed body."""
-        answer = {
-            "id": self.id,
-            "object": "chat.completion" if self.is_chat else "text_completion",
-            "created": 1795346392,
-            "model": self.model,
-            "choices": [self._choice(index) for index in range(self.count)],
-            "service_tier": None,
-            "system_fingerprint": "vllm-0.32.0-stub",
-            "usage": self._usage(),
-            "kv_transfer_params": None,
-            "metrics": None,
-        }
-        if self.is_chat:  # completions have them per choice
-            answer |= {"prompt_logprobs": None, "prompt_token_ids": None}
-        return orjson.dumps(answer)
-
-    def chunks(self) -> list[bytes]:
-        """The events of a stream, without the final ``[DONE]``: a token each, then usage where it was asked for."""
-        events = []
-        for index in range(self.count):
-            if self.is_chat:
-                events.append(self._chunk(index, {"role": "assistant", "content": ""}, None))
-            for number, word in enumerate(self.words):
-                last = number == len(self.words) - 1
-                piece = word if last else f"{word} "
-                events.append(self._chunk(index, {"content": piece}, self.finish_reason if last else None))
-        if self.include_usage:
-            events.append(event({**self._head(), "choices": [], "usage": self._usage()}))
-        return events
-
-    def _head(self) -> dict[str, Any]:
-        kind = "chat.completion.chunk" if self.is_chat else "text_completion"
-        return {"id": self.id, "object": kind, "created": 1795346392, "model": self.model}
-
-    def _chunk(self, index: int, delta: dict[str, str], finish_reason: str | None) -> bytes:
-        piece: dict[str, Any] = {"delta": delta} if self.is_chat else {"text": delta["content"]}
-        choice = {"index": index, **piece, "logprobs": None, "finish_reason": finish_reason, "token_ids": None}
-        return event({**self._head(), "choices": [choice]})
-
-    def _choice(self, index: int) -> dict[str, Any]:
-        text = " ".join(self.words)
-        choice: dict[str, Any] = {
-            "index": index,
-            "logprobs": self._logprobs() if self.logprobs else None,
-            "finish_reason": self.finish_reason,
-            "stop_reason": None,
-            "token_ids": None,
-        }
-        if not self.is_chat:
-            return {**choice, "text": text, "prompt_logprobs": None, "prompt_token_ids": None}
-        message = {
-            "role": "assistant",
-            "content": text,
-            "refusal": None,
-            "annotations": None,
-            "audio": None,
-            "function_call": None,
-            "reasoning": None,
-        }
-        return {**choice, "message": message}
-
-    def _logprobs(self) -> dict[str, Any]:
-        if self.is_chat:
-            return {"content": [{"token": word, "logprob": -1.0, "top_logprobs": []} for word in self.words]}
-        return {"tokens": self.words, "token_logprobs": [-1.0] * len(self.words), "top_logprobs": None}
-
-    def _usage(self) -> dict[str, Any]:
-        completion_tokens = len(self.words) * self.count
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "total_tokens": self.prompt_tokens + completion_tokens,
-            "completion_tokens": completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": 0, "created_cache_tokens": 0, "multimodal_tokens": None},
-            "completion_tokens_details": None,
-        }
+        stopped = limit >= len(words)
+        words = words[:limit]
+        pieces = [word + " " for word in words[:-1]] + words[-1:]
+        said = Said(list(range(len(words))), pieces, stopped, None)
+        asked = Asked(
+            is_chat=path == CHAT_PATH,
+            prompts=[[0] * prompt_tokens(text)],
+            count=request.get("n") or 1,
+            max_tokens=limit,
+            ends=_NOTHING_ENDS_IT,
+            seed=None,
+            priority=0,
+            streamed=bool(request.get("stream")),
+            usage=bool((request.get("stream_options") or {}).get("include_usage")),
+            usage_each=False,
+            token_ids=False,
+            logprobs=0 if request.get("logprobs") else None,
+            echo=False,
+        )
+        reason = "stop" if stopped else "length"
+        choices = [Choice(index, asked.prompts[0], said, reason) for index in range(asked.count)]
+        super().__init__(
+            asked, choices, request_id=request_id, model=model, details=True, timed=False, name=words.__getitem__
+        )

@@ -41,9 +41,9 @@ def real(start: Callable[..., AbstractContextManager[RealVLLM]]) -> Iterator[Rea
         yield server
 
 
-@pytest.fixture(scope="module")
-def ours() -> Iterator[SimulatedVLLM]:
-    with SimulatedVLLM(
+def simulated(**flags: Any) -> SimulatedVLLM:
+    """The real one's twin."""
+    return SimulatedVLLM(
         ("tiny", "tiny-alias"),
         api_key=API_KEY,
         max_num_seqs=SLOTS,
@@ -54,7 +54,20 @@ def ours() -> Iterator[SimulatedVLLM]:
         max_num_queued_reqs=QUEUE,
         enable_prompt_tokens_details=True,
         enable_per_request_metrics=True,
-    ) as server:
+        **flags,
+    )
+
+
+@pytest.fixture(scope="module")
+def ours() -> Iterator[SimulatedVLLM]:
+    with simulated() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def slow() -> Iterator[SimulatedVLLM]:
+    """Slow enough for a chunk for each token, however busy the machine is."""
+    with simulated(speed=0.05) as server:
         yield server
 
 
@@ -132,12 +145,12 @@ def headings_of(page: str) -> set[str]:
 async def test_metrics_have_the_real_names_labels_buckets_and_words(real: RealVLLM, ours: SimulatedVLLM) -> None:
     for server in (real, ours):
         await told(server, CHAT, chat())
-    (theirs, their_type), (simulated, our_type) = await get(real, "/metrics"), await get(ours, "/metrics")
-    assert headings_of(simulated) == headings_of(theirs)
-    assert series_of(simulated) == series_of(theirs)
+    (theirs, their_type), (twins, our_type) = await get(real, "/metrics"), await get(ours, "/metrics")
+    assert headings_of(twins) == headings_of(theirs)
+    assert series_of(twins) == series_of(theirs)
     assert our_type == their_type
     assert "process_start_time_seconds " in theirs
-    assert "process_start_time_seconds " in simulated
+    assert "process_start_time_seconds " in twins
 
 
 async def test_only_the_route_with_a_slash_chooses(real: RealVLLM, ours: SimulatedVLLM) -> None:
@@ -179,12 +192,12 @@ def of_request(value: Any) -> str:
 async def test_answers_have_the_real_ones_shape(
     real: RealVLLM, ours: SimulatedVLLM, path: str, body: dict[str, Any]
 ) -> None:
-    theirs, simulated = await told(real, path, body), await told(ours, path, body)
-    assert shape(simulated) == shape(theirs)
+    theirs, twins = await told(real, path, body), await told(ours, path, body)
+    assert shape(twins) == shape(theirs)
     for key in ("id", "object", "model"):
-        assert simulated.get(key) == theirs.get(key)
+        assert twins.get(key) == theirs.get(key)
     if path in (CHAT, TEXT):
-        usage = simulated["usage"], theirs["usage"]
+        usage = twins["usage"], theirs["usage"]
         assert usage[0]["completion_tokens"] == usage[1]["completion_tokens"]
 
 
@@ -206,12 +219,12 @@ def events_of(body: bytes) -> list[Any]:
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 @pytest.mark.parametrize("fields", STREAMS, ids=of_request)
 async def test_streams_have_the_real_ones_events(
-    real: RealVLLM, ours: SimulatedVLLM, path: str, fields: dict[str, Any]
+    real: RealVLLM, slow: SimulatedVLLM, path: str, fields: dict[str, Any]
 ) -> None:
-    body = (chat if path == CHAT else text)(stream=True, max_tokens=40, **fields)  # some of which may share a chunk
-    theirs, simulated = [await post(server, path, body) for server in (real, ours)]
-    assert simulated[2] == theirs[2]
-    wanted, found = events_of(theirs[1]), events_of(simulated[1])
+    body = (chat if path == CHAT else text)(stream=True, max_tokens=20, **fields)
+    theirs, twins = [await post(server, path, body) for server in (real, slow)]
+    assert twins[2] == theirs[2]
+    wanted, found = events_of(theirs[1]), events_of(twins[1])
     assert (found[0], found[-1]) == (wanted[0], wanted[-1])
     assert [event for event in found if event not in wanted] == []
     assert [event for event in wanted if event not in found] == []
@@ -259,20 +272,20 @@ ERRORS = [
 
 @pytest.mark.parametrize(("path", "body"), ERRORS, ids=of_request)
 async def test_errors_are_the_real_ones(real: RealVLLM, ours: SimulatedVLLM, path: str, body: Any) -> None:
-    theirs, simulated = [await post(server, path, body) for server in (real, ours)]
-    assert (simulated[0], orjson.loads(simulated[1])) == (theirs[0], orjson.loads(theirs[1]))
+    theirs, twins = [await post(server, path, body) for server in (real, ours)]
+    assert (twins[0], orjson.loads(twins[1])) == (theirs[0], orjson.loads(theirs[1]))
 
 
 @pytest.mark.parametrize("headers", [{"Authorization": "Bearer wrong"}, {"Content-Type": "text/plain"}], ids=str)
 async def test_wrong_headers(real: RealVLLM, ours: SimulatedVLLM, headers: dict[str, str]) -> None:
-    theirs, simulated = [await post(server, CHAT, chat(), **headers) for server in (real, ours)]
-    assert simulated[:2] == theirs[:2]
+    theirs, twins = [await post(server, CHAT, chat(), **headers) for server in (real, ours)]
+    assert twins[:2] == theirs[:2]
 
 
 async def test_models_and_version(real: RealVLLM, ours: SimulatedVLLM) -> None:
     for path in ("/v1/models", "/version", "/load"):
-        theirs, simulated = [orjson.loads((await get(server, path))[0]) for server in (real, ours)]
-        assert shape(simulated) == shape(theirs)
+        theirs, twins = [orjson.loads((await get(server, path))[0]) for server in (real, ours)]
+        assert shape(twins) == shape(theirs)
     names = [model["id"] for model in orjson.loads((await get(ours, "/v1/models"))[0])["data"]]
     assert names == ["tiny", "tiny-alias"]
 
@@ -344,9 +357,12 @@ async def the_same_traffic(server: Server) -> dict[str, float]:
         await told(server, TEXT, text([token + 500 for token in IDS], max_tokens=20))
     await post(server, TEXT, text(IDS[:50], stream=True, max_tokens=20))
     await told(server, TEXT, text(IDS[:60], n=2, temperature=1, max_tokens=5))
-    long = [post(server, TEXT, text(IDS[:number], max_tokens=1500)) for number in (70, 71, 72, 73)]
-    tasks = [asyncio.create_task(one) for one in long]
+    tasks = []
+    for number in range(QUEUE):
+        await settle(server, [min(number, SLOTS), max(number - SLOTS, 0)])
+        tasks.append(asyncio.create_task(told(server, TEXT, text(IDS[: 70 + number], max_tokens=3000))))
     await settle(server, [SLOTS, QUEUE - SLOTS])
+    assert not any(task.done() for task in tasks)
     status, body, _ = await post(server, CHAT, chat())
     assert status == 503
     assert b"engine is currently busy" in body
@@ -357,9 +373,9 @@ async def the_same_traffic(server: Server) -> dict[str, float]:
 
 
 async def test_the_same_requests_count_the_same(real: RealVLLM, ours: SimulatedVLLM) -> None:
-    theirs, simulated = await the_same_traffic(real), await the_same_traffic(ours)
-    assert simulated == theirs
-    assert sum(theirs.values()) > 6000
+    theirs, twins = await the_same_traffic(real), await the_same_traffic(ours)
+    assert twins == theirs
+    assert sum(theirs.values()) > 12_000
 
 
 async def test_a_request_given_up_counts_only_its_tokens(real: RealVLLM, ours: SimulatedVLLM) -> None:
