@@ -26,7 +26,7 @@ export UV_DEFAULT_INDEX
 endif
 export UV_NO_PROGRESS := 1
 
-.PHONY: help demo airflow test check test-release test-vllm test-prometheus bench-client bench-memory bench-colocation bench-colocation-sim constraints env clean clean-demo
+.PHONY: help demo airflow test check test-release test-vllm test-prometheus bench-client bench-memory bench-colocation bench-colocation-sim bench-dedicated constraints env clean clean-demo
 
 help: ## what there is to call
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ bench-client: $(INSTALLED) ## CPU per request: bare aiohttp, openai's client, an
 
 bench-memory: $(INSTALLED) ## memory over 200,000 rows, and the time a run killed at 99 % takes to resume
 	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.flat_memory
+
+bench-dedicated: $(INSTALLED) ## a server of batch's own: slots busy and makespan, in virtual time (ARGS=--vllm: a real one)
+	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.dedicated $(ARGS)
 
 bench-colocation: $(INSTALLED) $(INSTALLED_VLLM) ## real-time beside batch on a real vLLM, all policies (ARGS=--full for the promises)
 	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.colocation --server vllm $(ARGS)
