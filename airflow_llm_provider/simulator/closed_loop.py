@@ -21,27 +21,23 @@ class Loop:
 
     Attributes:
         clients: requests in flight.
+        requests: of all clients together, until nobody sends another one.
         prompt_tokens: of each.
         max_tokens: of each, all of them generated.
         stream: whether they stream.
-        tokens_per_s: generated, of all of them together.
+        tokens_per_s: of all of them together, from the first request to the last answer.
     """
 
     clients: int
+    requests: int
     prompt_tokens: int
     max_tokens: int
     stream: bool
     tokens_per_s: float
 
 
-def throughput(spec: EngineSpec, loop: Loop, *, rounds: int = 8) -> float:
-    """Tokens per second of the simulated server under that load, whatever its own figure says.
-
-    Args:
-        spec: the server.
-        loop: the load.
-        rounds: requests per client, on average.
-    """
+def throughput(spec: EngineSpec, loop: Loop) -> float:
+    """Tokens per second of the simulated server under that load, whatever `tokens_per_s` says."""
     engine = Engine(spec)
     names = count()
 
@@ -58,12 +54,12 @@ def throughput(spec: EngineSpec, loop: Loop, *, rounds: int = 8) -> float:
 
     for _ in range(loop.clients):
         send(0.0)
-    left = rounds * loop.clients
+    left, ended_s = loop.requests - loop.clients, 0.0
     while (now := engine.next_s) is not None:
         for event in engine.advance(now):
             if isinstance(event, Finished):
-                left -= 1
-                send(event.at_s)
-                if not left:
-                    return rounds * loop.clients * loop.max_tokens / event.at_s
-    raise AssertionError("a closed loop never ends")
+                ended_s = event.at_s
+                if left > 0:
+                    left -= 1
+                    send(ended_s)
+    return loop.requests * loop.max_tokens / ended_s

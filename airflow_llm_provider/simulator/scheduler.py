@@ -103,7 +103,7 @@ class Scheduler:
                 self._preempt(victim, at, plan)
                 if victim is sequence:
                     return 0
-            tokens[sequence] = new
+            self._give(sequence, new, plan)
             budget -= new
             index += 1
         return budget
@@ -130,12 +130,18 @@ class Scheduler:
                     plan.prefix_hits += hit
             self.running.append(sequence)
             plan.started.append(sequence)
-            plan.tokens[sequence] = new
+            self._give(sequence, new, plan)
             budget -= new
+
+    def _give(self, sequence: Sequence, new: int, plan: Plan) -> None:
+        """Put tokens into the step. Blocks they fill are known to who starts in the same step, as in vLLM."""
+        plan.tokens[sequence] = new
+        computed = sequence.computed + new
+        if computed // self._spec.block_size > len(sequence.held.known):
+            self.kv.offer(sequence.held, sequence.request.block_keys, computed)
 
     def _account(self, plan: Plan) -> None:
         """Count the step's tokens as done."""
-        caching, block_size = self._spec.prefix_caching, self._spec.block_size
         context = decoding = prefill = 0
         for sequence, new in plan.tokens.items():
             context += sequence.computed
@@ -144,8 +150,6 @@ class Scheduler:
             else:
                 prefill += new
             computed = sequence.computed = sequence.computed + new
-            if caching and computed // block_size > len(sequence.held.known):
-                self.kv.offer(sequence.held, sequence.request.block_keys, computed)
             if computed == sequence.tokens:
                 sequence.tokens += 1
                 sequence.generated += 1

@@ -68,8 +68,18 @@ class StepModel:
         )
 
 
-TINY_ON_CPU = StepModel(base_s=1.4e-3, per_seq_s=1.7e-4, per_prefill_token_s=1.5e-5, jitter=0.2, request_s=1.5e-3)
-"""The tiny model of `tools/vllm` on two CPU cores."""
+TINY_ON_CPU = StepModel(
+    base_s=1.23e-3,
+    per_seq_s=2.8e-5,
+    per_prefill_token_s=4.8e-6,
+    per_kv_token_s=2.1e-8,
+    jitter=0.215,
+    request_s=2.7e-3,
+    delay_s=2.0e-3,
+    token_s=1.3e-4,
+    chunk_s=1.2e-4,
+)
+"""The tiny model of `tools/vllm` on two CPU cores, as `python -m benchmarks.simulator_fit` found it."""
 
 LARGE_GPU = StepModel(
     base_s=8e-3, per_seq_s=3e-5, per_prefill_token_s=4e-5, per_kv_token_s=2e-8, jitter=0.05, request_s=1e-3

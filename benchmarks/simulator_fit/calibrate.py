@@ -81,6 +81,7 @@ def calibration(turns: Sequence[Turn], slots: int, batched_tokens: int = 2048) -
     loops = [
         Loop(
             clients=slots,
+            requests=_LOOP_ROUNDS * slots,
             prompt_tokens=SHORT,
             max_tokens=ANSWER,
             stream=stream,
