@@ -6,6 +6,7 @@ A block of code stands below a comment with its file and section: ``<!-- example
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING
@@ -14,12 +15,17 @@ import orjson
 import pytest
 from batch_fakes import job_of, run, texts, write_rows
 
+from airflow_llm_provider.core.occupancy import Bound, Occupancy
+from airflow_llm_provider.core.terms import Asked, Promise, agree
+from airflow_llm_provider.core.workload import Placement
+from airflow_llm_provider.operators.metrics import COUNTERS, GAUGES
 from airflow_llm_provider.storage.store import RunStore
 
 if TYPE_CHECKING:
     from airflow_llm_provider.testing import StubVLLM
 
 ROOT = Path(__file__).parents[2]
+GIVE_WAY = ROOT / "docs/how-to/give-way.md"
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
 INCLUDED = re.compile(
     r"<!-- (?P<file>example_dags/\S+) \[(?P<section>\w+)\] -->\n```python\n(?P<code>.*?)```", re.DOTALL
@@ -68,6 +74,33 @@ def test_a_log_line_that_is_quoted_is_the_one_that_is_logged() -> None:
     logged = re.findall(r'"(Nothing is sent [^"]+)"', (ROOT / "airflow_llm_provider/batch/reporter.py").read_text())
     quoted = {line for page in PAGES for line in re.findall(r"`(Nothing is sent [^`]+)`", page.read_text())}
     assert quoted == {line.replace("%s", "…") for line in logged}
+
+
+def test_what_is_said_of_the_load_is_quoted_as_it_is_logged() -> None:
+    source = (ROOT / "airflow_llm_provider/batch/control.py").read_text()
+    logged = [re.sub(r"%[sd]", "…", line) for line in re.findall(r'"(The load of [^"]+)"', source)]
+    quoted = {line for page in PAGES for line in re.findall(r"`(The load of [^`]+)`", page.read_text())}
+    assert len(quoted) == len(logged) == 2
+    assert all(any(line.startswith(each) for line in logged) for each in quoted)
+
+
+def test_giving_way_is_shown_as_it_is_logged_and_its_metrics_are_named() -> None:
+    page = GIVE_WAY.read_text()
+    held = Occupancy(in_flight=208, limit=211, bound=Bound.LEARNED, others=41, waiting=0, yields=12)
+    for text in (page, (ROOT / "docs/operator.md").read_text(), (ROOT / "docs/how-to/shared-gpu.md").read_text()):
+        assert str(held) in text
+    promise = Promise(slots=256, placement=Placement.SHARED)
+    agreement = agree(Asked(), promise, connection="vllm_shared", now=datetime(2026, 11, 24, tzinfo=UTC))
+    shown = {each.name: str(each) for each in agreement.values}
+    for name in ("max_in_flight", "limit_law", "headroom", "headroom_unread"):
+        assert f"{shown[name]}\n" in page
+    no_slots = agree(
+        Asked(), Promise(placement=Placement.SHARED), connection="…", now=datetime(2026, 11, 24, tzinfo=UTC)
+    )
+    (advice,) = re.findall(r"`(Connection '…' says no slots [^`]+)`", page)
+    told = no_slots.advice or ""
+    assert all(part in told for part in advice.split(" … "))
+    assert set(re.findall(r"`(llm_batch\.\w+)`", page)) == {*GAUGES, *COUNTERS}
 
 
 def test_every_field_of_progress_is_described(stub: StubVLLM, tmp_path: Path) -> None:
