@@ -3,9 +3,9 @@
 Owns the child's side of `fleet`. What runs is `batch.execution.run_job`, as Airflow's worker would run it, Airflow
 itself left out. One process serves many measurements, since importing Airflow takes longer than some of them.
 
-Read are lines of JSON: ``{"do": "run", …}`` (see `_Order`), ``{"do": "stop"}`` ends the run that is under way, and the
-end of the input ends the process. Written are ``{"event": "ready"}`` once, and for each run ``{"event": "ended"}`` with
-what it noted, on the machine's monotonic clock:
+Read are lines of JSON: ``{"do": "run", …}`` (see `Order`), ``{"do": "stop"}`` ends the run that is under way, and the
+end of the input ends the process. Written are ``{"event": "ready"}`` once, and for each run ``{"event": "begun"}``
+before its first request and ``{"event": "ended"}`` with what it noted, on the machine's monotonic clock:
 
 - ``requests``: ``[sent_s, ended_s, generation_s, tokens, ending]`` of each request, of which a long row may make
   several; the ending is ``ok``, ``given-up``, ``stopped``, or the kind of the failure.
@@ -199,7 +199,8 @@ class _Run(threading.Thread):
         cpu_s, error = time.process_time(), None
         setattr(work, "EndpointClient", _watched(self._notes))  # noqa: B010 - mypy would not have it otherwise
         try:
-            run_job(_job(self._order, self._notes), RunStore(f"file://{self._order.out}"), self._stop_switch)
+            job, store = _job(self._order, self._notes), RunStore(f"file://{self._order.out}")
+            run_job(job, store, self._stop_switch, begun=lambda: self._parent.hear("begun"))
             error = "the rows have run out before the measurement was over"
         except RunStoppedError:
             pass

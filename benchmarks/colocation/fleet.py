@@ -41,7 +41,7 @@ class Fleet:
         rows: of each process and run; they must not run out.
     """
 
-    def __init__(self, size: int, folder: Path, *, rows: int = 20_000) -> None:
+    def __init__(self, size: int, folder: Path, *, rows: int = 10_000) -> None:
         self._folder = folder
         self._sources = [folder / f"rows-{number}.jsonl" for number in range(size)]
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -72,7 +72,11 @@ class Fleet:
                 process.kill()
 
     def run(self, policy: Policy, *, processes: int, url: str, api_key: str | None, slots: int) -> None:
-        """Have the first `processes` of them begin a run each."""
+        """Have the first `processes` of them begin a run each, and wait until all have.
+
+        Raises:
+            RuntimeError: one could not.
+        """
         self._runs += 1
         for number, process in enumerate(self._processes[:processes]):
             order = Order(
@@ -84,6 +88,9 @@ class Fleet:
                 slots=slots,
             )
             self._tell(process, {"do": "run", **asdict(order)})
+        for process in self._processes[:processes]:
+            if (heard := self._hear(process))["event"] != "begun":
+                raise RuntimeError(f"A batch process could not begin: {heard['error']}; its log is in {self._folder}")
 
     def stop(self, processes: int) -> list[Noted]:
         """End what runs there.
@@ -116,6 +123,7 @@ class Fleet:
     def _hear(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
         line = process.stdout.readline() if process.stdout is not None else b""
         if not line:
-            raise RuntimeError(f"A batch process is gone; its log is in {self._folder}")
+            code = process.wait(timeout=10)
+            raise RuntimeError(f"A batch process is gone, exit code {code}; its log is in {self._folder}")
         heard: dict[str, Any] = orjson.loads(line)
         return heard

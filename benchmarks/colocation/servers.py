@@ -139,7 +139,7 @@ def simulator(slots: int, log: Path) -> Iterator[Server]:
         RuntimeError: it did not start.
     """
     command = [sys.executable, "-m", "airflow_llm_provider.simulator", "--port", "0", "--max-num-seqs", str(slots)]
-    command += ["--scheduling-policy", "priority", "--enable-per-request-metrics"]
+    command += ["--scheduling-policy", "priority", "--enable-per-request-metrics", "--served-model-name", "sim"]
     with (
         log.open("wb") as errors,
         subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
