@@ -117,25 +117,27 @@ async def test_a_stream_says_the_same_as_a_whole_answer(
     assert (whole.choices is None) == (joined.choices is None)
 
 
-async def test_rows_continued_by_ids_say_what_a_whole_row_says(server: SimulatedVLLM) -> None:
-    whole = await ask(server.url, CHAT, {**json.loads(chat()), "max_tokens": 300, "return_token_ids": True})
-    choice, ids, text = whole["choices"][0], [], ""
-    part = await ask(server.url, CHAT, {**json.loads(chat()), "max_tokens": 16, "return_token_ids": True})
+@pytest.mark.parametrize("ignore_eos", [False, True])
+async def test_rows_continued_by_ids_say_what_a_whole_row_says(server: SimulatedVLLM, *, ignore_eos: bool) -> None:
+    fields = {"return_token_ids": True, "ignore_eos": ignore_eos}
+    whole = await ask(server.url, CHAT, {**json.loads(chat()), **fields, "max_tokens": 200})
+    part = await ask(server.url, CHAT, {**json.loads(chat()), **fields, "max_tokens": 16})
     prompt, told = part["prompt_token_ids"], part["choices"][0]
     assert prompt == (await ask(server.url, "/tokenize", json.loads(chat())))["tokens"]
-    text = told["message"]["content"]
-    cached = 0
-    while told["finish_reason"] == "length" and len(ids) + 16 < 300:
-        ids += told["token_ids"]
-        body = {"prompt": [*prompt, *ids], "max_tokens": 16, "return_token_ids": True}
+    ids, cached = list(told["token_ids"]), 0
+    while told["finish_reason"] == "length" and len(ids) < 200:
+        body = {"prompt": [*prompt, *ids], "max_tokens": min(16, 200 - len(ids)), **fields}
         part = await ask(server.url, TEXT, body)
-        told = part["choices"][0]
-        cached = part["usage"]["prompt_tokens_details"]["cached_tokens"]
+        told, cached = part["choices"][0], part["usage"]["prompt_tokens_details"]["cached_tokens"]
         assert told["prompt_token_ids"] == body["prompt"]
-        text += told["text"]
-    assert [*ids, *told["token_ids"]] == choice["token_ids"]
-    assert (text, told["finish_reason"]) == (choice["message"]["content"], choice["finish_reason"])
-    assert cached >= len(ids) - 16  # the prefix cache makes the rest's prefill cheap
+        ids += told["token_ids"]
+    text = (await ask(server.url, "/detokenize", {"tokens": ids}))["prompt"]  # a slice may begin within a character
+    choice = whole["choices"][0]
+    assert ids == choice["token_ids"]
+    assert (text.rstrip("\ufffd"), told["finish_reason"]) == (choice["message"]["content"], choice["finish_reason"])
+    if ignore_eos:
+        assert len(ids) == 200
+        assert cached >= 176  # the prefix cache makes a continuation's prefill cheap
 
 
 async def test_tokens_and_text(server: SimulatedVLLM) -> None:
@@ -208,20 +210,23 @@ async def test_a_stream_that_nobody_reads_is_aborted(slow: SimulatedVLLM) -> Non
 
 
 async def test_priority_goes_first() -> None:
-    step = StepModel(base_s=0.002, per_seq_s=0.0, per_prefill_token_s=0.0)
+    step = StepModel(base_s=0.1, per_seq_s=0.0, per_prefill_token_s=0.0)
     ended: list[str] = []
     with SimulatedVLLM("sim", max_num_seqs=1, policy="priority", step=step) as server:
 
         async def one(name: str, priority: int) -> None:
-            await send(server.url, chat(max_tokens=30, ignore_eos=True, priority=priority))
+            await send(server.url, chat(max_tokens=1, priority=priority))
             ended.append(name)
 
-        first = asyncio.create_task(one("first", 0))
+        first = asyncio.create_task(send(server.url, chat(**ENDLESS)))
         await until(lambda: load(server.url), (1, 0))
         late = asyncio.create_task(one("late", 100))
         await until(lambda: load(server.url), (1, 1))
-        await asyncio.gather(first, late, one("urgent", -1))
-    assert ended == ["first", "urgent", "late"]
+        urgent = asyncio.create_task(one("urgent", -1))
+        await until(lambda: load(server.url), (1, 2))
+        first.cancel()
+        await asyncio.gather(late, urgent)
+    assert ended == ["urgent", "late"]
 
 
 async def test_per_request_metrics_and_a_faster_clock() -> None:
