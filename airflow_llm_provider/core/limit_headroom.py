@@ -11,11 +11,13 @@ them that is fast enough. So the law is made of what all tasks see alike, ``T``,
   ``q = max(1, S/50)`` rows waiting in the server on top of that, so that no slot waits for a client.
 - **Excess.** ``e = T - T*``. No task of ours ever lifts ``T`` above its target, so a rise above it is an arrival of
   real-time: ``a = min(e, rise of T - own since the last look)``.
-- **Headroom.** ``h`` = the `QUANTILE` of ``a`` over the latest looks that saw real-time about, 1 at least: as many
-  slots as real-time has lately wanted at once, between two looks. The platform's `floor` bounds it from below.
+- **Headroom.** ``h`` = the `QUANTILE` of what arrived within `REACTION_S`, over the latest looks that saw real-time
+  about, 1 at least: as many slots as real-time has lately wanted at once, before one could be freed. The platform's
+  `floor` bounds it from below.
 - **Shrink at once.** ``limit = own - e``. Cancelled of them are as many as somebody waits for, ``T - S``, and the
   others where they are young, so that little is lost; the rest are not replaced when they end. Tasks look at random
   moments, so the next one sees in ``T`` what the one before has given up already, and does not give it up again.
+  Of what keeps nobody waiting a task gives up its part, `PART` times its share, rounded at random.
 - **Grow back quickly.** ``limit = own + (T* - T)``; where other tasks may be about (``T - own > 0`` for `ALONE_S` on
   end, or in a calm, when nobody else can be) a quarter of that, one at least, and once in `GROW_S` at most: equal steps
   for all.
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.core.load import Load
 
-LOOKS_PER_S = 30.0
+LOOKS_PER_S = 50.0
 """Most often that one task looks."""
 
 LOOK_BUDGET = 0.045
@@ -61,7 +63,8 @@ JITTER = 0.3
 
 CALM_S = 2.0
 FOLLOW_S = 0.3
-YOUNG = 0.4
+YOUNG = 0.7
+PART = 4.0
 ALONE_S = 10.0
 GROW_S = 0.15
 RACE_S = 0.15
@@ -72,7 +75,8 @@ LONE_LEFT_S = 0.5
 REMEMBERED = 100
 """Looks that headroom is learnt from."""
 
-QUANTILE = 0.97
+REACTION_S = 0.08
+QUANTILE = 0.95
 LATEST_S = 0.1
 """Growth goes by the highest count of others of so long: a row between two slices is on no server for a moment."""
 
@@ -109,7 +113,8 @@ class HeadroomLimit:
         self._seats = slots  # what runs at most, less than `slots` where memory is short
         self._starved = 0
         self._unread = 0
-        self._arrivals: deque[int] = deque(maxlen=REMEMBERED)
+        self._at_once: deque[tuple[float, int]] = deque()  # arrivals of the last `REACTION_S`
+        self._peaks: deque[int] = deque(maxlen=REMEMBERED)  # their sum at each look that saw real-time about
         self._calm_since: float | None = None  # the last arrival, or the first look
         self._others: deque[tuple[float, int]] = deque()  # of the last `LATEST_S`, the latest look at least
         self._above_from_s: float | None = None  # the target, and no higher than others in a calm may fill the server
@@ -236,14 +241,17 @@ class HeadroomLimit:
             self._calm_since = now
         elif self._calm(now):
             return
-        self._arrivals.append(arrived)
-        if arrived or len(self._arrivals) == REMEMBERED:
-            ranked = sorted(self._arrivals)
+        self._at_once.append((now, arrived))
+        while self._at_once[0][0] <= now - REACTION_S:
+            self._at_once.popleft()
+        self._peaks.append(sum(number for _, number in self._at_once))
+        if arrived or len(self._peaks) == REMEMBERED:
+            ranked = sorted(self._peaks)
             self.headroom = max(1, self.floor, ranked[min(len(ranked) - 1, int(QUANTILE * len(ranked)))])
 
     def _part(self, excess: int) -> int:
-        """This task's part of what is to be given back and keeps nobody waiting: its share, rounded at random."""
-        return int(excess * self._share + self._rng.random()) if self._sharing else excess
+        """This task's part of what is to be given back and keeps nobody waiting."""
+        return int(excess * min(1.0, PART * self._share) + self._rng.random()) if self._sharing else excess
 
     def _growth(self, now: float, free: int) -> int:
         if free <= 0 or now < self._grow_from_s:
