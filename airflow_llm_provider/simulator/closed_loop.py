@@ -1,6 +1,6 @@
-"""Clients that send a request as soon as the one before is answered, played against the engine.
+"""Two simple loads, played against the engine: requests sent at once, and clients that send one after the other.
 
-Owns that load. Does not know what it is played for (`simulator.fit`).
+Owns these loads. Does not know what they are played for (`simulator.fit`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,21 @@ from airflow_llm_provider.simulator.engine import Engine, Finished, SimRequest
 
 if TYPE_CHECKING:
     from airflow_llm_provider.simulator.spec import EngineSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Burst:
+    """Streams of one token, sent at once, and what came of them.
+
+    Attributes:
+        size: how many.
+        prompt_tokens: of each.
+        ttft_s: to the first token, on average.
+    """
+
+    size: int
+    prompt_tokens: int
+    ttft_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +49,17 @@ class Loop:
     max_tokens: int
     stream: bool
     tokens_per_s: float
+
+
+def burst_ttft_s(spec: EngineSpec, burst: Burst) -> float:
+    """Seconds to the first token, on average, of the simulated server, whatever `ttft_s` says."""
+    engine = Engine(spec)
+    for index in range(burst.size):
+        engine.submit(0.0, SimRequest(request_id=str(index), prompt_tokens=burst.prompt_tokens, max_tokens=1))
+    ttfts_s = []
+    while (now := engine.next_s) is not None:
+        ttfts_s += [event.ttft_s for event in engine.advance(now) if isinstance(event, Finished)]
+    return sum(ttfts_s) / burst.size
 
 
 def throughput(spec: EngineSpec, loop: Loop) -> float:

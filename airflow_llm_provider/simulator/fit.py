@@ -7,7 +7,7 @@ relative errors, with no term below 0. Engine and API server are two systems of 
 histograms the engine fills, the API server's from the CPU time it used.
 
 CPU time is what the API server would take on a core of its own. Where it has none it takes longer, and that shows in
-the throughput of closed loops only: its times are stretched until the simulated loops are as slow as the real ones.
+how long a burst waits and how slow closed loops are: its times are stretched until the simulated ones are as slow.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from itertools import combinations
 from math import exp, log
 from typing import TYPE_CHECKING
 
-from airflow_llm_provider.simulator.closed_loop import throughput
-from airflow_llm_provider.simulator.spec import EngineSpec, StepModel
+from airflow_llm_provider.simulator.closed_loop import burst_ttft_s, throughput
+from airflow_llm_provider.simulator.spec import StepModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from airflow_llm_provider.simulator.closed_loop import Loop
+    from airflow_llm_provider.simulator.closed_loop import Burst, Loop
+    from airflow_llm_provider.simulator.spec import EngineSpec
 
 _UPPER = 0.9
 _UPPER_IN_DEVIATIONS = 1.2816
@@ -91,6 +92,7 @@ class Calibration:
         lone_ttft_s: from sending a request to its first token, as the client sees it, on an idle server: the median.
         lone_prompt_tokens: those requests' prompt.
         lone_prefills_s: how long each of them took in the engine: a step.
+        burst: as many requests at once as there are slots.
         loops: closed loops, one of whole answers and one of streams, with as many clients as there are slots.
     """
 
@@ -100,6 +102,7 @@ class Calibration:
     lone_ttft_s: float
     lone_prompt_tokens: int
     lone_prefills_s: tuple[float, ...]
+    burst: Burst
     loops: tuple[Loop, Loop]
 
 
@@ -132,26 +135,32 @@ def fit(calibration: Calibration, spec: EngineSpec) -> StepModel:
     )
     step_s = engine.mean_s(decoding=0, prefill_tokens=calibration.lone_prompt_tokens, context_tokens=0)
 
-    def whole(stretch: float) -> StepModel:
-        request, token, chunk = stretch * request_s, stretch * token_s, stretch * chunk_s
+    def model(request: float, token: float, chunk: float) -> StepModel:
+        """With the API server's times, and what is left of a lone request's."""
         delay_s = max(0.0, calibration.lone_ttft_s - step_s - request - token - chunk)
         return replace(engine, request_s=request, token_s=token, chunk_s=chunk, delay_s=delay_s)
 
-    answers, streams = calibration.loops
-    found = whole(_stretch(whole, spec, answers))
+    burst, (answers, streams) = calibration.burst, calibration.loops
+    request_s *= _stretch(
+        lambda factor: (
+            burst_ttft_s(replace(spec, step=model(factor * request_s, token_s, chunk_s)), burst) < burst.ttft_s
+        )
+    )
+    token_s *= _stretch(
+        lambda factor: (
+            throughput(replace(spec, step=model(request_s, factor * token_s, chunk_s)), answers) > answers.tokens_per_s
+        )
+    )
+    chunk_s *= _stretch(
+        lambda factor: (
+            throughput(replace(spec, step=model(request_s, token_s, factor * chunk_s)), streams) > streams.tokens_per_s
+        )
+    )
+    return model(request_s, token_s, chunk_s)
 
-    def streamed(stretch: float) -> StepModel:
-        return replace(found, chunk_s=stretch * found.chunk_s)
 
-    return streamed(_stretch(streamed, spec, streams))
-
-
-def _stretch(model: Callable[[float], StepModel], spec: EngineSpec, loop: Loop) -> float:
-    """The factor, 1 at least, from which on the simulated loop is as slow as the real one."""
-
-    def too_fast(factor: float) -> bool:
-        return throughput(replace(spec, step=model(factor)), loop) > loop.tokens_per_s
-
+def _stretch(too_fast: Callable[[float], bool]) -> float:
+    """The factor, 1 at least, from which on the simulated server is not faster than the real one."""
     if not too_fast(1.0):
         return 1.0
     low, high = 0.0, log(_STRETCH_AT_MOST)

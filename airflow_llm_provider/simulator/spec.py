@@ -74,8 +74,8 @@ TINY_ON_CPU = StepModel(
     per_prefill_token_s=4.8e-6,
     per_kv_token_s=2.1e-8,
     jitter=0.215,
-    request_s=2.7e-3,
-    delay_s=2.0e-3,
+    request_s=1.1e-3,
+    delay_s=3.4e-3,
     token_s=1.3e-4,
     chunk_s=1.2e-4,
 )

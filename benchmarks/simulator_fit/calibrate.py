@@ -13,7 +13,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_llm_provider.simulator.closed_loop import Loop
+from airflow_llm_provider.simulator.closed_loop import Burst, Loop
 from airflow_llm_provider.simulator.fit import ApiWork, Calibration, Prefill, Wave
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ SHORT, LONG = 16, 1500
 ANSWER = 200
 PREFILLS = (SHORT, 400, 1000, 1900)
 _ALONE = 15
+_BURSTS = 5
 _LOOP_ROUNDS = 5
 
 
@@ -38,6 +39,7 @@ class Turn:
         work: the API server's, in an order that is the same each time.
         lone_ttfts_s: of short requests alone, at their client.
         lone_prefills_s: of the same, in the engine.
+        burst_ttft_s: of as many short requests at once as there are slots, on average.
         loops_tokens_per_s: of closed loops, whole answers and streams.
     """
 
@@ -46,6 +48,7 @@ class Turn:
     work: Sequence[ApiWork]
     lone_ttfts_s: Sequence[float]
     lone_prefills_s: Sequence[float]
+    burst_ttft_s: float
     loops_tokens_per_s: tuple[float, float]
 
 
@@ -62,6 +65,7 @@ async def turn(asker: Asker, slots: int) -> Turn:
         work=(waves[slots, SHORT][1], streams, await _short(asker, 20 * slots, slots)),
         lone_ttfts_s=[ttft_s for ttft_s, _ in alone],
         lone_prefills_s=[prefill_s for _, prefill_s in alone],
+        burst_ttft_s=statistics.median([await _burst_ttft_s(asker, slots) for _ in range(_BURSTS)]),
         loops_tokens_per_s=(
             await _loop_tokens_per_s(asker, slots, stream=False),
             await _loop_tokens_per_s(asker, slots, stream=True),
@@ -113,6 +117,7 @@ def calibration(turns: Sequence[Turn], slots: int, batched_tokens: int = 2048) -
         lone_ttft_s=median(ttft_s for one in turns for ttft_s in one.lone_ttfts_s),
         lone_prompt_tokens=SHORT,
         lone_prefills_s=tuple(prefill_s for one in turns for prefill_s in one.lone_prefills_s),
+        burst=Burst(size=slots, prompt_tokens=SHORT, ttft_s=median(one.burst_ttft_s for one in turns)),
         loops=(loops[0], loops[1]),
     )
 
@@ -135,6 +140,11 @@ async def _alone(asker: Asker) -> tuple[float, float]:
     answer = await asker.ask(SHORT, 1, stream=True)
     after = await asker.metrics()
     return answer.ttft_s, after["prefill_s"] - before["prefill_s"]
+
+
+async def _burst_ttft_s(asker: Asker, size: int) -> float:
+    answers = await asyncio.gather(*(asker.ask(SHORT, 1, stream=True) for _ in range(size)))
+    return statistics.mean(answer.ttft_s for answer in answers)
 
 
 async def _short(asker: Asker, requests: int, at_once: int) -> ApiWork:

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from airflow_llm_provider.simulator.closed_loop import Loop, throughput
+from airflow_llm_provider.simulator.closed_loop import Burst, Loop, burst_ttft_s, throughput
 from airflow_llm_provider.simulator.fit import ApiWork, Calibration, Prefill, Wave, fit, least_squares, spread
 from airflow_llm_provider.simulator.spec import EngineSpec, StepModel
 
@@ -29,6 +29,11 @@ SERVER = EngineSpec(max_num_seqs=8)
 def loop(model: StepModel = TRUE, *, stream: bool) -> Loop:
     made = Loop(clients=8, requests=24, prompt_tokens=16, max_tokens=100, stream=stream, tokens_per_s=0.0)
     return replace(made, tokens_per_s=throughput(replace(SERVER, step=model), made))
+
+
+def burst(model: StepModel = TRUE) -> Burst:
+    made = Burst(size=8, prompt_tokens=16, ttft_s=0.0)
+    return replace(made, ttft_s=burst_ttft_s(replace(SERVER, step=model), made))
 
 
 def calibration(noise: float = 0.0) -> Calibration:
@@ -60,6 +65,7 @@ def calibration(noise: float = 0.0) -> Calibration:
         lone_ttft_s=lone_s,
         lone_prompt_tokens=16,
         lone_prefills_s=tuple(rng.lognormvariate(0, TRUE.jitter) for _ in range(4000)),
+        burst=burst(),
         loops=(loop(stream=False), loop(stream=True)),
     )
 
@@ -82,11 +88,19 @@ def test_noise_does_not_lead_it_astray():
 def test_an_api_server_without_a_core_of_its_own_is_as_slow_as_it_shows():
     starved = replace(TRUE, **{name: 25 * getattr(TRUE, name) for name in ("request_s", "token_s", "chunk_s")})
     loops = (loop(starved, stream=False), loop(starved, stream=True))
-    found = fit(replace(calibration(), loops=loops), SERVER)
+    found = fit(replace(calibration(), loops=loops, burst=burst(starved)), SERVER)
+    assert burst(found).ttft_s == pytest.approx(burst(starved).ttft_s, rel=0.1)
     for stream, seen in zip((False, True), loops, strict=True):
         assert loop(found, stream=stream).tokens_per_s == pytest.approx(seen.tokens_per_s, rel=0.03)
     assert loops[0].tokens_per_s < 0.9 * loop(stream=False).tokens_per_s
     assert found.token_s > 15 * TRUE.token_s
+
+
+def test_a_burst_passes_the_api_server_one_by_one():
+    model = StepModel(base_s=1.0, per_seq_s=0.0, per_prefill_token_s=0.0, request_s=1.5)
+    asked = Burst(size=2, prompt_tokens=16, ttft_s=0.0)
+    # taken at 1.5 and 3.0; the first's token is made at 2.5 and waits until the second is taken
+    assert burst_ttft_s(EngineSpec(step=model), asked) == pytest.approx((3.0 + 4.0) / 2)
 
 
 def test_a_closed_loop_takes_as_long_as_its_steps():
