@@ -26,6 +26,7 @@ TOOLS = ROOT / "tools" / "vllm"
 VENV = ROOT / ".venv-vllm"
 RUN = ROOT / ".run"
 MODEL = RUN / "tiny-llama"
+RESTLESS = RUN / "tiny-restless"
 API_KEY = "sk-contract"
 START_WITHIN_S = 400
 
@@ -52,12 +53,22 @@ def model() -> Path:
     """The folder of a model to serve, made once per checkout."""
     if not (VENV / "installed.lock").exists():
         pytest.fail("There is no vLLM in .venv-vllm. Run: bash tools/vllm/install.sh .venv-vllm")
-    if not MODEL.exists():
+    return _made(MODEL)
+
+
+@pytest.fixture(scope="session")
+def restless(model: Path) -> Path:
+    """The same, of a model that never says the same for long."""
+    return _made(RESTLESS, "--restless")
+
+
+def _made(folder: Path, *flags: str) -> Path:
+    if not folder.exists():
         RUN.mkdir(exist_ok=True)
-        half = MODEL.with_suffix(".half")
-        subprocess.run([VENV / "bin" / "python", TOOLS / "make_tiny_model.py", half], check=True)
-        half.rename(MODEL)
-    return MODEL
+        half = folder.with_suffix(".half")
+        subprocess.run([VENV / "bin" / "python", TOOLS / "make_tiny_model.py", half, *flags], check=True)
+        half.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -65,9 +76,10 @@ def start(model: Path) -> Callable[..., AbstractContextManager[RealVLLM]]:
     """Starts a server with flags; it is gone, engine and all, at the end of the `with`."""
 
     @contextmanager
-    def started(*flags: str, port: int | None = None) -> Iterator[RealVLLM]:
+    def started(*flags: str, port: int | None = None, model_folder: Path = model) -> Iterator[RealVLLM]:
         port = port or free_port()
-        command = ["bash", TOOLS / "serve.sh", VENV, model, str(port), "--enforce-eager", "--api-key", API_KEY, *flags]
+        always = ["--enforce-eager", "--api-key", API_KEY]
+        command = ["bash", TOOLS / "serve.sh", VENV, model_folder, str(port), *always, *flags]
         environment = {**os.environ, "MAX_MODEL_LEN": "8192"}
         started = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=START_WITHIN_S
