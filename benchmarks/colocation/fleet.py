@@ -52,8 +52,10 @@ class Fleet:
         for number, source in enumerate(self._sources):
             write_rows(source, self._rows, seed=number)
             command = [sys.executable, "-m", "benchmarks.colocation.batch_process"]
-            log = (self._folder / f"batch-{number}.log").open("wb")
-            process = subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+            with (self._folder / f"batch-{number}.log").open("wb") as log:
+                process = subprocess.Popen(
+                    command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+                )
             self._processes.append(process)
         for process in self._processes:
             self._hear(process)
@@ -67,9 +69,12 @@ class Fleet:
                 process.stdin.close()
         for process in self._processes:
             try:
-                process.wait(timeout=10)
+                process.wait(timeout=30)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
     def run(self, policy: Policy, *, processes: int, url: str, api_key: str | None, slots: int) -> None:
         """Have the first `processes` of them begin a run each, and wait until all have.
