@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import statistics
 from contextlib import ExitStack
 from dataclasses import replace
@@ -92,7 +93,7 @@ async def _rounds(options: argparse.Namespace, quiet: Quiet) -> None:
     for (traffic_name, name), values in ratios.items():
         each = ", ".join(f"{value:.2f}" for value in values)
         print(f"  {traffic_name:20} {name:14} {statistics.median(values):5.2f}   ({each})")
-    print(f"\nmedian of the rounds: {_written(_median(models))}")
+    print(f"\nmedian of the rounds:\n{_written(_median(models))}")
 
 
 def _figures(played: Iterable[Played]) -> dict[str, float]:
@@ -116,8 +117,8 @@ def _median(models: Sequence[StepModel]) -> StepModel:
 
 
 def _written(model: StepModel) -> str:
-    """As Python, for `simulator.spec`."""
-    return "StepModel(" + ", ".join(f"{name}={getattr(model, name):.3g}" for name in model.__slots__) + ")"
+    """As JSON, for the simulated server's `--step`."""
+    return json.dumps({name: float(f"{getattr(model, name):.3g}") for name in model.__slots__})
 
 
 if __name__ == "__main__":
