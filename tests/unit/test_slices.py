@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
 from airflow_llm_provider.core.request import Completion, Position, RowRequest, Usage
-from airflow_llm_provider.core.slice_rules import CHAT_PATH, COMPLETIONS_PATH, SliceTerms, why_whole
+from airflow_llm_provider.core.slice_rules import (
+    CARRIED,
+    CHAT_PATH,
+    COMPLETIONS_PATH,
+    COUNTED,
+    FIRST,
+    SliceTerms,
+    why_whole,
+)
 from airflow_llm_provider.core.slices import (
     CUT,
     NO_IDS,
@@ -113,6 +122,11 @@ def test_what_the_server_bounds_by_itself_is_respected(asked: int | None, most: 
     body = {**CHAT, "max_tokens": asked}
     said = why_whole(CHAT_PATH, body, terms)
     assert said is None if why is None else why in (said or "")
+
+
+def test_the_docs_name_every_field_of_the_allow_list() -> None:
+    page = (Path(__file__).parents[2] / "docs/slices.md").read_text()
+    assert [field for field in sorted(CARRIED | FIRST | COUNTED) if f"`{field}`" not in page] == []
 
 
 def test_terms_that_are_none() -> None:

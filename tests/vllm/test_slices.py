@@ -5,6 +5,7 @@ The model is restless: it says something else all the time, bytes that are no ch
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections import Counter
@@ -200,7 +201,7 @@ async def test_slices_of_the_default_size(vllm: RealVLLM, path: str) -> None:
 
 async def test_a_row_that_names_no_length_ends_where_the_context_does(vllm: RealVLLM) -> None:
     """Most of the context is prompt, so that it does not take minutes."""
-    long = [{"role": "user", "content": " ".join(WORDS * 545)}]
+    long = [{"role": "user", "content": " the" * 7600}]
     body = orjson.dumps({"model": "tiny", "messages": long, "temperature": 0, "ignore_eos": True})
     seen = await compare(vllm, CHAT_PATH, [body], slice_tokens=128)
     assert seen["length"] == 1
@@ -231,24 +232,28 @@ async def test_fields_that_would_change_answers_have_rows_run_whole(vllm: RealVL
 
 
 async def test_terms_of_a_real_server(vllm: RealVLLM) -> None:
-    async with client_of(vllm) as client:
-        for path in (CHAT_PATH, COMPLETIONS_PATH):
-            terms = await read_terms(client, model="tiny", path=path, slice_tokens=128)
-            assert terms == SliceTerms(max_model_len=CONTEXT)
+    for path in (CHAT_PATH, COMPLETIONS_PATH):
+        assert await terms_of(vllm, path) == SliceTerms(max_model_len=CONTEXT)
 
 
-async def test_a_server_that_bounds_answers_says_so(start: Start, restless: Path) -> None:
-    flags = ["--served-model-name", "tiny", "--no-enable-prefix-caching"]
+def test_a_server_that_caches_no_prefixes_gets_rows_whole(start: Start, restless: Path) -> None:
+    with start("--served-model-name", "tiny", "--no-enable-prefix-caching", model_folder=restless) as server:
+        assert asyncio.run(terms_of(server, CHAT_PATH)) == "it caches no prefixes"
+        seen = asyncio.run(compare(server, CHAT_PATH, bodies(CHAT_PATH, 2)[:2]))
+    assert seen["whole"] == seen["requests"] == 2
+
+
+def test_a_server_that_bounds_answers_says_so(start: Start, restless: Path) -> None:
+    flags = ["--served-model-name", "tiny", "--override-generation-config", '{"max_new_tokens": 300}']
     with start(*flags, model_folder=restless) as server:
-        async with client_of(server) as client:
-            terms = await read_terms(client, model="tiny", path=CHAT_PATH, slice_tokens=128)
-            assert terms == "it caches no prefixes"
-    bounded = ["--served-model-name", "tiny", "--override-generation-config", '{"max_new_tokens": 300}']
-    with start(*bounded, model_folder=restless) as server:
-        async with client_of(server) as client:
-            for path in (CHAT_PATH, COMPLETIONS_PATH):
-                terms = await read_terms(client, model="tiny", path=path, slice_tokens=128)
-                assert terms == SliceTerms(max_model_len=CONTEXT, most_tokens=300)
+        for path in (CHAT_PATH, COMPLETIONS_PATH):
+            bounded = SliceTerms(max_model_len=CONTEXT, most_tokens=300)
+            assert asyncio.run(terms_of(server, path)) == bounded
         for asked in (None, 250, 1000):
-            seen = await compare(server, CHAT_PATH, bodies(CHAT_PATH, 2, max_tokens=asked)[:2])
+            seen = asyncio.run(compare(server, CHAT_PATH, bodies(CHAT_PATH, 2, max_tokens=asked)[:2]))
             assert seen["whole" if asked == 1000 else "sliced"] == 2
+
+
+async def terms_of(server: RealVLLM, path: str) -> object:
+    async with client_of(server) as client:
+        return await read_terms(client, model="tiny", path=path, slice_tokens=128)
