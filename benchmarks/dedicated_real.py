@@ -17,7 +17,6 @@ from airflow_llm_provider.batch.execution import run_job
 from airflow_llm_provider.batch.stop import StopSwitch
 from airflow_llm_provider.core.control_law import FIXED, ControlLaw
 from airflow_llm_provider.core.prompt import RequestSpec
-from airflow_llm_provider.core.release import Terms
 from airflow_llm_provider.endpoint.settings import EndpointSettings
 from airflow_llm_provider.storage.store import RunStore
 from benchmarks.bench import make_job
@@ -26,6 +25,8 @@ from benchmarks.colocation.servers import GENERATED, RUNNING, WAITING, Server, v
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from airflow_llm_provider.batch.job import BatchJob
 
 SLOTS = 8
 EVERYTHING = 128
@@ -41,7 +42,7 @@ class Measured:
     Attributes:
         makespan_s: from the first sample with something running to the last.
         tokens_per_s: generated over that.
-        busy: slots that ran, of all, from when all did to when the queue was empty for good.
+        busy: slots that ran, of all, from when some waited first to when they did last.
         queued: share of that time at which some waited, so that no slot can have been free.
         waited: how many waited, on average.
     """
@@ -62,12 +63,12 @@ def pairs(number: int, rows: int) -> Iterator[str]:
         write_rows(source, rows, seed=1)
         warm = folder / "warm.jsonl"
         write_rows(warm, 32, seed=2)
-        _measured(server, warm, folder / "warm", adaptive=True)
+        run_job(_job(server, warm, FIXED), RunStore(f"file://{folder / 'warm'}"), StopSwitch())
         yield f"{rows} rows of 160-640 tokens, {SLOTS} slots, nobody says so"
         yield "               makespan, s   tokens/s   busy, %   some wait, %   waiting   makespan / list schedule"
         for pair in range(number):
-            bound = _measured(server, source, folder / f"all-{pair}", adaptive=False)
-            ours = _measured(server, source, folder / f"ours-{pair}", adaptive=True)
+            bound = _measured(server, source, folder / f"all-{pair}", FIXED)
+            ours = _measured(server, source, folder / f"ours-{pair}", ControlLaw(kind="adaptive"))
             yield _line("list schedule", bound, bound)
             yield _line("adaptive", ours, bound)
 
@@ -79,14 +80,17 @@ def _line(name: str, measured: Measured, bound: Measured) -> str:
     )
 
 
-def _measured(server: Server, rows: Path, out: Path, *, adaptive: bool) -> Measured:
-    job = replace(
+def _job(server: Server, rows: Path, control: ControlLaw) -> BatchJob:
+    return replace(
         make_job(server.url, rows, max_in_flight=EVERYTHING),
         endpoint=EndpointSettings(base_urls=(server.url,), api_key=server.api_key),
         requests=RequestSpec(),
-        terms=Terms(limit=EVERYTHING),
-        control=ControlLaw(kind="adaptive") if adaptive else FIXED,
+        control=control,
     )
+
+
+def _measured(server: Server, rows: Path, out: Path, control: ControlLaw) -> Measured:
+    job = _job(server, rows, control)
     server.settle()
     samples: list[tuple[float, float, float, float]] = []
     over = threading.Event()
@@ -110,9 +114,10 @@ def _sample(server: Server, samples: list[tuple[float, float, float, float]], ov
 def _summed(samples: list[tuple[float, float, float, float]]) -> Measured:
     working = [number for number, sample in enumerate(samples) if sample[1] + sample[2] > 0]
     begin, end = samples[max(0, working[0] - 1)], samples[min(len(samples) - 1, working[-1] + 1)]
-    full = next(number for number, sample in enumerate(samples) if sample[1] >= SLOTS)
-    tail = max(number for number, sample in enumerate(samples) if sample[2] > 0)
-    between = samples[full : tail + 1]
+    queues = [number for number, sample in enumerate(samples) if sample[2] > 0]
+    if not queues:
+        raise RuntimeError("No sample found any request waiting: too few rows, or the limit did not fill the server")
+    between = samples[queues[0] : queues[-1] + 1]
     return Measured(
         makespan_s=end[0] - begin[0],
         tokens_per_s=(end[3] - begin[3]) / (end[0] - begin[0]),
