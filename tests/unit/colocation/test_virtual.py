@@ -85,3 +85,10 @@ def test_ideal_control_keeps_realtime_and_takes_the_rest(none, alone):
 
 def test_processes_share():
     assert arm("ours", processes=2).fairness > 0.8
+
+
+def test_what_is_given_up_is_cancelled_in_the_server():
+    world = World(SPEC, bursts(30.0, Random(5)), policy_of("ours"), processes=1, seed=1)
+    done = world.run()
+    assert done.endings["given-up"] > 0
+    assert world._engine.totals.finished["abort"] >= done.endings["given-up"] - 1  # one may be on its way at the end
