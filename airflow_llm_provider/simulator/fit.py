@@ -65,6 +65,25 @@ class Prefill:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Churn:
+    """More clients than slots, with short answers: all slots are busy, and sequences start beside those that decode.
+
+    Attributes:
+        decoding: tokens generated in a step, on average.
+        prefill_tokens: prompt tokens computed in a step, on average.
+        context_tokens: of the sequences in a step together, on average.
+        starts: sequences started in a step, on average: below 1, about the share of steps in which one is.
+        inter_token_s: between two tokens of a sequence, on average: a step.
+    """
+
+    decoding: float
+    prefill_tokens: float
+    context_tokens: float
+    starts: float
+    inter_token_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApiWork:
     """What the API server did for some requests.
 
@@ -88,6 +107,7 @@ class Calibration:
     Attributes:
         waves: of several sizes, and of short and long context.
         prefills: of several lengths.
+        churn: of short answers.
         api: whole answers, streams, and answers of one token.
         lone_ttft_s: from sending a request to its first token, as the client sees it, on an idle server: the median.
         lone_prompt_tokens: those requests' prompt.
@@ -98,6 +118,7 @@ class Calibration:
 
     waves: tuple[Wave, ...]
     prefills: tuple[Prefill, ...]
+    churn: Churn
     api: tuple[ApiWork, ...]
     lone_ttft_s: float
     lone_prompt_tokens: int
@@ -116,12 +137,14 @@ def fit(calibration: Calibration, spec: EngineSpec) -> StepModel:
     Raises:
         ValueError: the calibration does not determine one: too few kinds of load.
     """
+    churn = calibration.churn
     rows: list[tuple[float, ...]] = [
-        (1.0, wave.size, 0.0, wave.size * wave.context_tokens) for wave in calibration.waves
+        (1.0, wave.size, 0.0, wave.size * wave.context_tokens, 0.0) for wave in calibration.waves
     ]
-    rows += [(float(one.steps), 0.0, one.prompt_tokens, 0.0) for one in calibration.prefills]
+    rows += [(float(one.steps), 0.0, one.prompt_tokens, 0.0, 0.0) for one in calibration.prefills]
+    rows += [(1.0, churn.decoding, churn.prefill_tokens, churn.context_tokens, min(1.0, churn.starts))]
     times = [wave.inter_token_s for wave in calibration.waves] + [one.prefill_s for one in calibration.prefills]
-    base_s, per_seq_s, per_prefill_token_s, per_kv_token_s = least_squares(rows, times)
+    base_s, per_seq_s, per_prefill_token_s, per_kv_token_s, mixed_s = least_squares(rows, [*times, churn.inter_token_s])
     request_s, token_s, chunk_s = least_squares(
         [(float(work.requests), float(work.tokens), float(work.chunks)) for work in calibration.api],
         [work.cpu_s for work in calibration.api],
@@ -131,6 +154,7 @@ def fit(calibration: Calibration, spec: EngineSpec) -> StepModel:
         per_seq_s=per_seq_s,
         per_prefill_token_s=per_prefill_token_s,
         per_kv_token_s=per_kv_token_s,
+        mixed_s=mixed_s,
         jitter=spread(calibration.lone_prefills_s),
     )
     step_s = engine.mean_s(decoding=0, prefill_tokens=calibration.lone_prompt_tokens, context_tokens=0)

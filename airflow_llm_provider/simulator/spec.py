@@ -20,7 +20,7 @@ class StepModel:
     ::
 
         step_s = (base_s + per_seq_s × sequences that decode + per_prefill_token_s × prompt tokens computed
-                  + per_kv_token_s × tokens of context read) × jitter
+                  + per_kv_token_s × tokens of context read + mixed_s if it computes prompts and decodes) × jitter
 
     The jitter is lognormal with mean 1. The form is that of a transformer: weights are read once a step, each sequence
     costs its share of sampling and bookkeeping, prompts cost arithmetic, and attention reads the context.
@@ -30,6 +30,7 @@ class StepModel:
         per_seq_s: more for each sequence that gets a token by decoding.
         per_prefill_token_s: more for each prompt token computed; those found in the prefix cache are not.
         per_kv_token_s: more for each token of context of the sequences in the step.
+        mixed_s: more for a step that does both, which is two passes for some attention kernels.
         jitter: standard deviation of the logarithm of a step's duration.
         request_s: the API server's work on a request before the engine sees it. It does one thing at a time.
         delay_s: what passes besides until the engine has it, while the API server is free for other things.
@@ -44,6 +45,7 @@ class StepModel:
     per_seq_s: float
     per_prefill_token_s: float
     per_kv_token_s: float = 0.0
+    mixed_s: float = 0.0
     jitter: float = 0.0
     request_s: float = 0.0
     delay_s: float = 0.0
@@ -65,6 +67,7 @@ class StepModel:
             + self.per_seq_s * decoding
             + self.per_prefill_token_s * prefill_tokens
             + self.per_kv_token_s * context_tokens
+            + (self.mixed_s if decoding and prefill_tokens else 0.0)
         )
 
 
@@ -73,6 +76,7 @@ TINY_ON_CPU = StepModel(
     per_seq_s=2.8e-5,
     per_prefill_token_s=4.8e-6,
     per_kv_token_s=2.1e-8,
+    mixed_s=1.6e-3,
     jitter=0.215,
     request_s=1.1e-3,
     delay_s=3.4e-3,

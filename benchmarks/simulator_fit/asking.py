@@ -25,6 +25,7 @@ _METRICS = {
     "inter_tokens": "vllm:inter_token_latency_seconds_count",
     "prefill_s": "vllm:request_prefill_time_seconds_sum",
     "prefills": "vllm:request_prefill_time_seconds_count",
+    "steps": "vllm:iteration_tokens_total_count",
     "generated": "vllm:generation_tokens_total",
     "api_cpu_s": "process_cpu_seconds_total",
 }

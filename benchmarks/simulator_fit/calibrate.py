@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.simulator.closed_loop import Burst, Loop
-from airflow_llm_provider.simulator.fit import ApiWork, Calibration, Prefill, Wave
+from airflow_llm_provider.simulator.fit import ApiWork, Calibration, Churn, Prefill, Wave
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +26,7 @@ ANSWER = 200
 PREFILLS = (SHORT, 400, 1000, 1900)
 _ALONE = 15
 _BURSTS = 5
+_CHURN_ANSWER, _CHURN_ROUNDS = 24, 12
 _LOOP_ROUNDS = 5
 
 
@@ -36,6 +37,7 @@ class Turn:
     Attributes:
         inter_token_s: of waves, by their size and prompt.
         prefill_s: by the prompt's length.
+        churn: of short answers.
         work: the API server's, in an order that is the same each time.
         lone_ttfts_s: of short requests alone, at their client.
         lone_prefills_s: of the same, in the engine.
@@ -45,6 +47,7 @@ class Turn:
 
     inter_token_s: Mapping[tuple[int, int], float]
     prefill_s: Mapping[int, float]
+    churn: Churn
     work: Sequence[ApiWork]
     lone_ttfts_s: Sequence[float]
     lone_prefills_s: Sequence[float]
@@ -62,6 +65,7 @@ async def turn(asker: Asker, slots: int) -> Turn:
     return Turn(
         inter_token_s={kind: inter_token_s for kind, (inter_token_s, _) in waves.items()},
         prefill_s={length: await _prefill_s(asker, length) for length in PREFILLS},
+        churn=await _churn(asker, 2 * slots),
         work=(waves[slots, SHORT][1], streams, await _short(asker, 20 * slots, slots)),
         lone_ttfts_s=[ttft_s for ttft_s, _ in alone],
         lone_prefills_s=[prefill_s for _, prefill_s in alone],
@@ -110,6 +114,7 @@ def calibration(turns: Sequence[Turn], slots: int, batched_tokens: int = 2048) -
             )
             for length in PREFILLS
         ),
+        churn=sorted((one.churn for one in turns), key=lambda churn: churn.inter_token_s)[len(turns) // 2],
         api=tuple(
             sorted(same, key=lambda work: work.cpu_s)[len(turns) // 2]
             for same in zip(*(one.work for one in turns), strict=True)
@@ -140,6 +145,26 @@ async def _alone(asker: Asker) -> tuple[float, float]:
     answer = await asker.ask(SHORT, 1, stream=True)
     after = await asker.metrics()
     return answer.ttft_s, after["prefill_s"] - before["prefill_s"]
+
+
+async def _churn(asker: Asker, clients: int) -> Churn:
+    before = await asker.metrics()
+
+    async def client() -> None:
+        for _ in range(_CHURN_ROUNDS):
+            await asker.ask(SHORT, _CHURN_ANSWER, stream=False)
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    after = await asker.metrics()
+    spent = {name: after[name] - before[name] for name in before}
+    decoding, starts = spent["generated"] / spent["steps"], clients * _CHURN_ROUNDS / spent["steps"]
+    return Churn(
+        decoding=decoding,
+        prefill_tokens=starts * SHORT,
+        context_tokens=decoding * (SHORT + _CHURN_ANSWER / 2),
+        starts=starts,
+        inter_token_s=spent["inter_token_s"] / spent["inter_tokens"],
+    )
 
 
 async def _burst_ttft_s(asker: Asker, size: int) -> float:

@@ -88,6 +88,12 @@ def test_a_step_takes_what_the_model_says():
     assert [step.duration_s for step in story.steps] == [1.0 + 8 * 0.125, 1.0 + 0.25 + 8 * 0.5]
 
 
+def test_a_step_that_computes_a_prompt_beside_others_that_decode_takes_longer():
+    engine = Engine(spec(step=replace(EVEN, mixed_s=0.5)), tell_steps=True)
+    story = play(engine, [(0.0, ask("a", tokens=4)), (0.5, ask("b", tokens=3))])
+    assert [step.duration_s for step in story.steps] == [1.0, 1.5, 1.0, 1.0]
+
+
 def test_the_api_server_takes_one_at_a_time():
     model = replace(EVEN, request_s=0.75)
     story = play(Engine(spec(max_num_seqs=4, step=model)), [(0.0, ask("a", tokens=1)), (0.0, ask("b", tokens=1))])

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from airflow_llm_provider.simulator.closed_loop import Burst, Loop, burst_ttft_s, throughput
-from airflow_llm_provider.simulator.fit import ApiWork, Calibration, Prefill, Wave, fit, least_squares, spread
+from airflow_llm_provider.simulator.fit import ApiWork, Calibration, Churn, Prefill, Wave, fit, least_squares, spread
 from airflow_llm_provider.simulator.spec import EngineSpec, StepModel
 
 TRUE = StepModel(
@@ -14,6 +14,7 @@ TRUE = StepModel(
     per_seq_s=1e-4,
     per_prefill_token_s=1.5e-5,
     per_kv_token_s=4e-8,
+    mixed_s=1e-3,
     jitter=0.2,
     request_s=1.5e-3,
     delay_s=3e-3,
@@ -55,6 +56,13 @@ def calibration(noise: float = 0.0) -> Calibration:
         ),
         prefills=tuple(
             Prefill(prompt_tokens=length, steps=1, prefill_s=seen(step_s(0, length))) for length in (16, 500, 1900)
+        ),
+        churn=Churn(
+            decoding=8.0,
+            prefill_tokens=4.8,
+            context_tokens=224.0,
+            starts=0.3,
+            inter_token_s=seen(step_s(8, 0, 224) + 4.8 * TRUE.per_prefill_token_s + 0.3 * TRUE.mixed_s),
         ),
         api=tuple(
             ApiWork(
@@ -124,7 +132,7 @@ def test_errors_are_relative():
 
 def test_too_few_kinds_of_load_are_told():
     few = replace(calibration(), waves=calibration().waves[:1])
-    with pytest.raises(ValueError, match="4 measurements of this kind do not tell 4 terms apart"):
+    with pytest.raises(ValueError, match="5 measurements of this kind do not tell 5 terms apart"):
         fit(few, SERVER)
     with pytest.raises(ValueError, match="0 measurements"):
         least_squares([], [])
