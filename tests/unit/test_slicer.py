@@ -232,7 +232,13 @@ class Deaf(EndpointClient):
 
     answer: Callable[[], Failure | None] = staticmethod(lambda: None)
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.asked: list[list[int]] = []
+
     async def ask(self, path: str, body: bytes | None, **wait: float) -> Answer | Failure:
+        if path == "/detokenize":
+            self.asked.append(orjson.loads(body or b"")["tokens"])
         failure = self.answer() if path == "/detokenize" else None
         return failure or await super().ask(path, body, **wait)
 
@@ -249,14 +255,30 @@ async def test_what_could_not_be_asked_at_a_boundary_is_asked_before_the_row_goe
             client.answer = lambda: LOST
             assert await slicer.send(ticket, "run-0-1") == LOST
             assert ticket.sliced is not None
-            assert ticket.sliced.pending is not None
+            pending = ticket.sliced.pending
+            assert pending is not None
             client.answer = lambda: None
+            client.asked.clear()
             received = server.received
             landed, requests = await to_the_end(slicer, ticket)
     assert isinstance(landed, Completion)
     assert isinstance(whole, Completion)
     assert (landed.output, landed.usage) == (whole.output, whole.usage)
+    assert client.asked[0] == pending.tokens
     assert server.received - received == requests, "the slice that was answered is not sent again"
+
+
+async def test_a_row_that_was_answered_is_sent_whole_where_it_is_sent_again() -> None:
+    """To see whether the endpoint answers anything."""
+    with Simulated(speed=SPEED) as server:
+        async with client_of(server) as client:
+            slicer, ticket = slicer_of(client), ticket_of()
+            first, _ = await to_the_end(slicer, ticket)
+            ticket.answered = True
+            second, requests = await to_the_end(slicer, ticket)
+    assert isinstance(first, Completion)
+    assert isinstance(second, Completion)
+    assert (second.output, requests) == (first.output, 1)
 
 
 async def test_a_server_without_detokenize_gets_rows_whole() -> None:
