@@ -19,12 +19,13 @@ them that is fast enough. So the law is made of what all tasks see alike, ``T``,
   moments, so the next one sees in ``T`` what the one before has given up already, and does not give it up again.
   Of what keeps nobody waiting a task gives up its part, `PART` times its share, rounded at random.
 - **Grow back quickly.** ``limit = own + (T* - T)``; where other tasks may be about (``T - own > 0`` for `ALONE_S` on
-  end, or in a calm, when nobody else can be) a quarter of that, one at least, and once in `GROW_S` at most: equal steps
+  end, or in a calm, when nobody else can be) half of that, one at least, and once in `GROW_S` at most: equal steps
   for all.
 - **Calm.** No arrival for `CALM_S`. A task that is half-way there and sees ``T`` between its target and ``S`` for
   `FOLLOW_S` takes it for the doing of tasks that count from an earlier moment, and is calm, too.
 - **Fair.** Whoever holds more gives up more and grows no faster. And a place is left empty now and then: with a
-  probability of ``LEAK * own / T`` at each end, or, where a task seems alone, ``q + 1`` at once in `LONE_LEAK_S`.
+  probability of ``LEAK_PER_S * own / T`` per second and place, where few are free anyhow (``S / SLACK``), or, by a task
+  that seems alone, ``q + 1`` at once in `LONE_LEAK_S`.
   It takes nothing for `LEFT_S` (`LONE_LEFT_S`) then, so that whoever is short of places finds one. Equal growth and a
   leak that rises with the square of the share lead to equal shares (Chiu & Jain 1989: additive increase,
   multiplicative decrease).
@@ -56,7 +57,7 @@ LOOKS_PER_S = 50.0
 LOOK_BUDGET = 0.045
 """Of a core of the server, for the looks of all tasks together."""
 
-SLOWEST_LOOK_S = 1.0
+SLOWEST_LOOK_S = 0.5
 MEAN_SHARE_S = 10.0
 JITTER = 0.3
 """Looks are spread by so much of their interval, so that tasks do not look in step."""
@@ -67,8 +68,11 @@ YOUNG = 0.7
 PART = 4.0
 ALONE_S = 10.0
 GROW_S = 0.15
+GROW_PART = 2
 RACE_S = 0.15
-LEAK = 0.05
+LEAK_PER_S = 0.1
+MOST_LEAK = 0.5
+SLACK = 32
 LONE_LEAK_S = 5.0
 LEFT_S = 0.25
 LONE_LEFT_S = 0.5
@@ -156,7 +160,7 @@ class HeadroomLimit:
         target = self._target(now)
         excess = 0 if self._above_from_s is not None else total - target
         free = target - own - at_most
-        self._share, self._full = own / total if total else 0.0, free <= 0
+        self._share, self._full = own / total if total else 0.0, free <= self.slots // SLACK
         look_in_s = self._look_in_s(now, load, own)
         words = f"real-time and others {others}, {self._words(now)}"
         if excess > 0:
@@ -195,7 +199,7 @@ class HeadroomLimit:
             self._leaves = 0
             return True
         if self._sharing:
-            leaves = 1 if self._rng.random() < LEAK * self._share else 0
+            leaves = 1 if self._rng.random() < min(MOST_LEAK, LEAK_PER_S * self._duration_s) * self._share else 0
         elif now >= self._leak_from_s:
             leaves = 1 + self._queued
         else:
@@ -259,7 +263,7 @@ class HeadroomLimit:
         if not self._sharing:
             return free
         self._grow_from_s = now + self._interval(GROW_S)
-        self._grew, self._grew_s = max(1, free // 4), now
+        self._grew, self._grew_s = max(1, free // GROW_PART), now
         return self._grew
 
     def _bound_by_memory(self, load: Load) -> None:

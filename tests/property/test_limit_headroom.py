@@ -77,6 +77,12 @@ def test_a_task_that_comes_later_gets_its_share() -> None:
     assert second > 0.3 * (first + second)
 
 
+def test_a_big_server_is_shared_with_those_who_come_later() -> None:
+    model = Model(256, laws(6, slots=256), joins_s=[0.0, *[5.0] * 5]).run(100.0)
+    assert model.jain > 0.90
+    assert model.oracle_share > 0.93
+
+
 def test_a_big_server() -> None:
     arrivals = bursts(3, 120.0, per_s=200.0, burst_s=20.0, quiet_s=20.0)
     model = Model(256, laws(1, slots=256), arrivals).run(120.0)
