@@ -9,6 +9,7 @@ import logging
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,8 +41,9 @@ class Measured:
     """One run.
 
     Attributes:
-        makespan_s: from the first sample with something running to the last.
+        makespan_s: of the whole run, from reading its rows to its manifest.
         tokens_per_s: generated over that.
+        lost: samples at which nothing was there, in between: the API server or we were too busy.
         busy: slots that ran, of all, from when some waited first to when they did last.
         queued: share of that time at which some waited, so that no slot can have been free.
         waited: how many waited, on average.
@@ -49,6 +51,7 @@ class Measured:
 
     makespan_s: float
     tokens_per_s: float
+    lost: float
     busy: float
     queued: float
     waited: float
@@ -65,7 +68,7 @@ def pairs(number: int, rows: int) -> Iterator[str]:
         write_rows(warm, 32, seed=2)
         run_job(_job(server, warm, FIXED), RunStore(f"file://{folder / 'warm'}"), StopSwitch())
         yield f"{rows} rows of 160-640 tokens, {SLOTS} slots, nobody says so"
-        yield "               makespan, s   tokens/s   busy, %   some wait, %   waiting   makespan / list schedule"
+        yield "               makespan, s   tokens/s   busy, %   none there, %   some wait, %  waiting  / list schedule"
         for pair in range(number):
             bound = _measured(server, source, folder / f"all-{pair}", FIXED)
             ours = _measured(server, source, folder / f"ours-{pair}", ControlLaw(kind="adaptive"))
@@ -76,7 +79,8 @@ def pairs(number: int, rows: int) -> Iterator[str]:
 def _line(name: str, measured: Measured, bound: Measured) -> str:
     return (
         f"{name:15}{measured.makespan_s:11.1f}{measured.tokens_per_s:11.0f}{100 * measured.busy:10.1f}"
-        f"{100 * measured.queued:15.1f}{measured.waited:10.1f}{measured.makespan_s / bound.makespan_s:27.3f}"
+        f"{100 * measured.lost:16.1f}{100 * measured.queued:15.1f}{measured.waited:9.1f}"
+        f"{measured.makespan_s / bound.makespan_s:17.3f}"
     )
 
 
@@ -92,36 +96,42 @@ def _job(server: Server, rows: Path, control: ControlLaw) -> BatchJob:
 def _measured(server: Server, rows: Path, out: Path, control: ControlLaw) -> Measured:
     job = _job(server, rows, control)
     server.settle()
-    samples: list[tuple[float, float, float, float]] = []
+    samples: list[tuple[float, float]] = []
     over = threading.Event()
     sampling = threading.Thread(target=_sample, args=(server, samples, over))
+    tokens = server.counters()[GENERATED]
     sampling.start()
+    began_s = _now_s()
     try:
         run_job(job, RunStore(f"file://{out}"), StopSwitch())
     finally:
+        makespan_s = _now_s() - began_s
         over.set()
         sampling.join()
-    return _summed(samples)
+    return _summed(samples, makespan_s, server.counters()[GENERATED] - tokens)
 
 
-def _sample(server: Server, samples: list[tuple[float, float, float, float]], over: threading.Event) -> None:
+def _sample(server: Server, samples: list[tuple[float, float]], over: threading.Event) -> None:
     while not over.wait(SAMPLE_S):
-        counters = server.counters()
-        now = time.monotonic()  # noqa: TID251
-        samples.append((now, counters[RUNNING], counters[WAITING], counters[GENERATED]))
+        with suppress(OSError):  # a server that is asked too much; the next sample tells
+            counters = server.counters()
+            samples.append((counters[RUNNING], counters[WAITING]))
 
 
-def _summed(samples: list[tuple[float, float, float, float]]) -> Measured:
-    working = [number for number, sample in enumerate(samples) if sample[1] + sample[2] > 0]
-    begin, end = samples[max(0, working[0] - 1)], samples[min(len(samples) - 1, working[-1] + 1)]
-    queues = [number for number, sample in enumerate(samples) if sample[2] > 0]
+def _summed(samples: list[tuple[float, float]], makespan_s: float, tokens: float) -> Measured:
+    queues = [number for number, (_, waiting) in enumerate(samples) if waiting > 0]
     if not queues:
         raise RuntimeError("No sample found any request waiting: too few rows, or the limit did not fill the server")
     between = samples[queues[0] : queues[-1] + 1]
     return Measured(
-        makespan_s=end[0] - begin[0],
-        tokens_per_s=(end[3] - begin[3]) / (end[0] - begin[0]),
-        busy=sum(sample[1] for sample in between) / (SLOTS * len(between)),
-        queued=sum(sample[2] > 0 for sample in between) / len(between),
-        waited=sum(sample[2] for sample in between) / len(between),
+        makespan_s=makespan_s,
+        tokens_per_s=tokens / makespan_s,
+        lost=sum(not running + waiting for running, waiting in between) / len(between),
+        busy=sum(running for running, _ in between) / (SLOTS * len(between)),
+        queued=sum(waiting > 0 for _, waiting in between) / len(between),
+        waited=sum(waiting for _, waiting in between) / len(between),
     )
+
+
+def _now_s() -> float:
+    return time.monotonic()  # noqa: TID251 - runs on a real server take real time

@@ -33,6 +33,12 @@ BLIND_AFTER = 3
 
 SPARE_SHARE = 8
 MIN_SPARE = 2
+SPARE_S = 0.5
+"""So long an API server, or a client, may be busy with something else while the engine has rows to go on with."""
+
+SMOOTH = 1 / 16
+"""Weight of the latest row in how long they take."""
+
 BOUND = 0.75
 """In flight from this share of the limit on, the limit is what binds."""
 
@@ -51,11 +57,12 @@ class AdaptiveLimit:
     Law, at each look, for this task (FAST TCP's window law, Wei et al. 2006, with the share that runs in place of
     baseRTT/RTT, which Little's law makes the same)::
 
-        spare  = max(MIN_SPARE, R / SPARE_SHARE) + what was learnt
+        spare  = max(MIN_SPARE, R / SPARE_SHARE, min(R, SPARE_S × rows that end per second)) + what was learnt
         some wait:  L ← max(L, own) × R / (R + waiting) + spare
         none wait:  L ← 2 × own       while more run than ever did while some waited (the ramp)
                     L ← own + spare   otherwise, and spare grows: by 1, 2, 4 … times its base, for each look in a row
 
+    What ends per second is all that is there over how long our rows take (Little's law): the same for all tasks.
     R is what runs, a maximum that fades by `FADE` of the difference per look: a gauge read between a step's end and the
     next may miss a whole batch. What was learnt fades by `FORGIVE` per look at which some wait. Less than `DEAD_BAND`
     of change is none. L grows only where it binds: ``own ≥ BOUND × L``.
@@ -84,6 +91,7 @@ class AdaptiveLimit:
         self._limit = float(start)
         self._runs = 0.0  # R
         self._plateau = 0.0  # what ran while some waited; 0: not known
+        self._typical_s: float | None = None  # how long a row takes, its time in the server's queue included
         self._learnt = 0.0
         self._grown_s, self._ended = -math.inf, 0  # when it last grew, and rows that ended since
         self._empty = 0  # looks in a row that found none waiting
@@ -132,6 +140,7 @@ class AdaptiveLimit:
     def ended(self, now: float, duration_s: float) -> bool:
         """A row ended well: its place is taken again."""
         self._ended += 1
+        self._typical_s = duration_s if self._typical_s is None else _smooth(self._typical_s, duration_s)
         self._ceiling.ended(now, duration_s)
         self._pressure.ended()
         if self._slope is not None:
@@ -148,7 +157,7 @@ class AdaptiveLimit:
         rising = runs > RISING * self._runs
         turned = not waiting and self._ended >= own
         self._runs = _faded(self._runs, max(runs, own) if turned else runs)
-        spare = max(MIN_SPARE, self._runs / SPARE_SHARE)
+        spare = self._spare(load.total)
         if waiting:
             self._empty = 0
             self._learnt -= self._learnt * FORGIVE
@@ -169,6 +178,13 @@ class AdaptiveLimit:
         reason = f"the server runs {runs} and had used up its queue"
         return max(self._limit, own + spare + self._learnt), reason, GROW_LOOK_S
 
+    def _spare(self, total: int) -> float:
+        """How many of ours should wait, before what was learnt."""
+        least = max(MIN_SPARE, self._runs / SPARE_SHARE)
+        if not self._typical_s:
+            return least
+        return max(least, min(self._runs, SPARE_S * total / self._typical_s))
+
     def _verdict(self, reason: str, look_s: float) -> Verdict:
         return Verdict(limit=max(1, round(self._allowed)), reason=reason, look_in_s=look_s)
 
@@ -176,3 +192,7 @@ class AdaptiveLimit:
 def _faded(peak: float, value: float) -> float:
     """A maximum that fades."""
     return max(value, peak - (peak - value) * FADE)
+
+
+def _smooth(mean: float, value: float) -> float:
+    return mean + (value - mean) * SMOOTH

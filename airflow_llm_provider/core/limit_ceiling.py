@@ -8,8 +8,8 @@ Law, with ``fits`` = what the server kept of ours = in flight at the look after 
 - a refusal: ``ceiling = max(CUT × fits, ours of what runs)``. More refusals are the same overload until the server took
   something after the cut: a row sent since was answered, or more are in flight at two looks than at the lowest;
 - from then on, at each look without refusals: ``ceiling += (fits - ceiling) / 2``, at least 1, up to ``fits``;
-- there it stays for ``patience``, and then, where none wait in the server, goes up by 1, 2, 4 … per look, until at
-  ``FORGET × fits`` it is forgotten;
+- there it stays for ``patience``, and then, where none have waited in the server for `EMPTY_S`, goes up by 1, 2, 4 …
+  per look, until at ``FORGET × fits`` it is forgotten;
 - a refusal on the way up from ``fits`` goes back one step and doubles the patience (`PATIENCE_S`, `MAX_PATIENCE_S`).
 
 So a storm, however many refusals it is made of, costs one cut, and what it took is back after ``log₂(fits / 4) + 1``
@@ -27,6 +27,9 @@ FORGET = 2.0
 PATIENCE_S, MAX_PATIENCE_S = 20.0, 300.0
 QUIET_S = 0.9
 """This long without a refusal, between two looks, it has not come back."""
+
+EMPTY_S = 5.0
+"""This long without any waiting in the server, more might run there."""
 
 TAKEN = 0.75
 """In flight from this share of the ceiling on, it is what binds."""
@@ -55,6 +58,7 @@ class Ceiling:
         self._until_s = 0.0  # it holds
         self._cut_s = -math.inf
         self._refused_s = -math.inf
+        self._queued_s = -math.inf  # when the server was last seen to queue some
         self._ended = 0  # rows since the refusal that the next look weighs
         self._weigh = False
         self._lowest = math.inf  # in flight since the cut
@@ -85,6 +89,8 @@ class Ceiling:
         Returns:
             Why it moved; empty where it did not.
         """
+        if queued:
+            self._queued_s = now
         if self._weigh:
             return self._cut(now, own, limit, runs)
         if self.phase is Phase.CUT:
@@ -97,7 +103,7 @@ class Ceiling:
             if now < self._until_s:
                 return ""
             self.phase, self._step = Phase.PROBING, 1.0
-        return "" if queued or own < TAKEN * self.value else self._probe()
+        return "" if now - self._queued_s < EMPTY_S or own < TAKEN * self.value else self._probe()
 
     def _cut(self, now: float, own: int, limit: float, runs: float) -> str:
         self._weigh = False
