@@ -43,7 +43,7 @@ TRIED_SHARE = 0.5
 """However long rows take, they are sent in the first half of a window: what is never tried is never known."""
 
 WHOLE_WINDOW = 0.9
-"""A try that was released for this share of a window, and in which no row ended, will not do better tomorrow."""
+"""A try that had room for this share of a window, and in which no row ended, will not do better tomorrow."""
 
 
 class RunHeld(Exception):  # noqa: N818 - no error: the run waits
@@ -186,7 +186,7 @@ class Gate:
         self._running, self._held_since = not release.capped, None
         self._count(now)
         self._ever_released = True
-        self._released_at = now if self._dispatcher.circuit.state is State.UP else None  # it could not have worked
+        self._released_at = now if self._could_work() else None
         self._runner.release(limit=release.limit, closes_s=closes_s)
 
     def _hold(self, hold: Hold, now: datetime, *, drained_until: datetime | None = None) -> None:
@@ -227,6 +227,11 @@ class Gate:
         if isinstance(error, RunHeld):
             error.drained_until, error.released = drained_until, self._ever_released
         self._runner.end(error)
+
+    def _could_work(self) -> bool:
+        """Whether a row can have ended there: not where the server was away, or others had all of it."""
+        dispatcher = self._dispatcher
+        return dispatcher.circuit.state is State.UP and (dispatcher.most > 0 or dispatcher.in_flight > 0)
 
     def _count(self, now: datetime) -> None:
         if self._released_at is not None:

@@ -36,6 +36,7 @@ class World:
         self.said: list[Any] = []
         self.ended: list[BaseException | None] = []
         self.in_flight = 0
+        self.most = 8
         self.predicted_s = UNMEASURED_S
         self.durations = SimpleNamespace(predicted_s=self.bounded_s, at_most_s=float("inf"))
         self.done = 0
@@ -46,7 +47,7 @@ class World:
             switch=self.switch,
             watch=watch,
             runner=self,
-            dispatcher=self,  # type: ignore[arg-type] # the three things the gate asks of one
+            dispatcher=self,  # type: ignore[arg-type] # what the gate asks of one
             ledger=SimpleNamespace(settled_here=self),  # type: ignore[arg-type]
             remaining_s=lambda: 100.0,
             now=lambda: self.now,
@@ -215,6 +216,17 @@ def test_a_server_that_was_down_for_a_whole_window_says_nothing_about_the_rows()
         if world.ended:
             break
     assert type(world.ended[0]) is RunHeld
+
+
+@pytest.mark.parametrize(("in_flight", "error"), [(0, RunHeld), (1, ConfigurationError)])
+def test_a_server_without_room_for_a_whole_window_says_nothing_about_the_rows(in_flight: int, error: type) -> None:
+    world = World(replace(NIGHTLY, windows=parse_windows("23:00-23:10 Europe/London")), OPENS)
+    world.most, world.in_flight = 0, in_flight
+    for _ in range(600):
+        world.step(1)
+        if world.ended:
+            break
+    assert type(world.ended[0]) is error
 
 
 @pytest.mark.parametrize("released", [True, False])
