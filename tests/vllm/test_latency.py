@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 from conftest import API_KEY, RealVLLM
+from pace import token_s, tokens_for
 
 from airflow_llm_provider.core.objective import Health, judge, parse_objectives
 from airflow_llm_provider.core.own_requests import OwnRequests
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractContextManager
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 log = logging.getLogger(__name__)
 
 CHAT = "/v1/chat/completions"
 SLOTS = 8
 QUEUE = 24 * SLOTS  # of ours in flight: one of them waits 24 rows long for its turn, and a person for one to end
+ROW_S = 0.3  # the shortest one: two seconds and more per slot of the queue, and little for a person
 PERIOD_S = 8.0
 ATTEMPTS = 6
 THRESHOLD_S = 2.5  # a bound of vLLM's buckets
@@ -63,7 +65,7 @@ def body(tokens: int, priority: int, **fields: Any) -> bytes:
 
 
 @asynccontextmanager
-async def batch(client: EndpointClient, own: OwnRequests, in_flight: int) -> AsyncIterator[list[float]]:
+async def batch(client: EndpointClient, own: OwnRequests, in_flight: int, tokens: int) -> AsyncIterator[list[float]]:
     """So many rows in flight, noted as the runner notes them; yields their times to the first token."""
     loop, numbers = asyncio.get_running_loop(), count()
     ttfts_s: list[float] = []
@@ -71,7 +73,8 @@ async def batch(client: EndpointClient, own: OwnRequests, in_flight: int) -> Asy
     async def work() -> None:
         while True:
             number = next(numbers)
-            row = body(200 + 17 * (number % 8), 100)  # of several lengths, so that they do not end all at once
+            length = tokens + tokens * (number % 8) // 12  # of several, so that they do not end all at once
+            row = body(length, 100)
             own.started(number, loop.time())
             answer = None
             try:
@@ -127,7 +130,7 @@ async def people(client: EndpointClient) -> AsyncIterator[list[tuple[float, floa
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(240):
         while not condition():  # noqa: ASYNC110 - the other side is a process
             await asyncio.sleep(0.05)
 
@@ -147,13 +150,14 @@ def server(start: Callable[..., AbstractContextManager[RealVLLM]]) -> Iterator[R
 async def test_batch_of_ours_does_not_blind_it(server: RealVLLM) -> None:
     settings = settings_of(server)
     own, loop = OwnRequests(), asyncio.get_running_loop()
+    tokens = tokens_for(ROW_S, await token_s(server, at_once=SLOTS))
     async with (
         EndpointClient(settings, base_url=server.url) as client,
         latency_source(settings, own) as less_ours,
         latency_source(settings) as plain,
         people(client) as seen,
     ):
-        async with batch(client, own, QUEUE) as ttfts_s:
+        async with batch(client, own, QUEUE, tokens) as ttfts_s:
             await until(lambda: ttfts_s and ttfts_s[-1] > 1.5 * THRESHOLD_S)  # the queue is full of ours
             for _ in range(ATTEMPTS):  # a machine that is busy with something else makes people wait, too
                 began_s = loop.time()
@@ -170,11 +174,16 @@ async def test_batch_of_ours_does_not_blind_it(server: RealVLLM) -> None:
         assert everybody.health is Health.VIOLATED
         assert ours.health is not Health.VIOLATED
 
-        async with batch(client, own, SLOTS - 1):
-            await asyncio.sleep(PERIOD_S)  # what queued is gone from the period
-            began_s = loop.time()
-            (reading,) = (await less_ours.read()).values()
-            verdict = judge(OBJECTIVES, {OBJECTIVES[0]: reading})
-            log.info("%s in flight; people's p95 was %.3f s", SLOTS - 1, p95(seen, began_s))
-            log.info("less ours: %s: %s", verdict.health, verdict.reason)
+        async with batch(client, own, SLOTS - 1, tokens):
+            for _ in range(ATTEMPTS):
+                began_s = loop.time()
+                await asyncio.sleep(PERIOD_S)  # what queued is gone from the period
+                verdict = judge(OBJECTIVES, await less_ours.read())
+                people_p95_s = p95(seen, began_s)
+                log.info("%s in flight; people's p95 was %.3f s", SLOTS - 1, people_p95_s)
+                log.info("less ours: %s: %s", verdict.health, verdict.reason)
+                if people_p95_s < THRESHOLD_S:
+                    break
+            else:
+                pytest.fail("people were not well: this machine is too busy for this test")
         assert verdict.health is Health.HEALTHY, "with a slot left free, the bounds are sharp"
