@@ -3,8 +3,9 @@
 Owns one dispatcher for each server, over one queue of rows: each has its own circuit, limit and hold, and a row that
 one of them gives back may go to another. Pure, like the dispatchers. Does not know URLs.
 
-A server's share is an equal part of the run's limit among the servers that take requests just now, and never more than
-that server's own limit. One that is down, held or full leaves its part to the others.
+A server's share is an equal part of the run's limit among the servers that take requests just now. One that is down or
+held leaves its part to the others; one whose own limit, as agreed on or learned, is less than its part leaves them the
+rest of it.
 """
 
 from __future__ import annotations
@@ -81,10 +82,26 @@ class Spread:
 
     def _share(self, dispatcher: Dispatcher) -> int:
         """How many requests `dispatcher` may have in flight, those that it has included."""
-        taking = sum(not each.held and each.circuit.state is State.UP for each in self.dispatchers)
+        taking = [_own_limit(each) for each in self.dispatchers if not each.held and each.circuit.state is State.UP]
         room = self.limit - self.in_flight
-        return min(-(-self.limit // max(1, taking)), dispatcher.in_flight + max(0, room))
+        return min(_part(self.limit, taking), dispatcher.in_flight + max(0, room))
 
     def _all_lost(self, now: float) -> bool:
         """Whether the try may end for want of answers: one server that works is enough to go on."""
         return all(each.lost(now) for each in self.dispatchers)
+
+
+def _own_limit(dispatcher: Dispatcher) -> int:
+    """How many requests `dispatcher` may have in flight, whatever its share is."""
+    return dispatcher.limit if dispatcher.learnt is None else min(dispatcher.limit, dispatcher.learnt.limit)
+
+
+def _part(limit: int, most: list[int]) -> int:
+    """The least equal part with which servers that take `most` each take all of `limit`; `limit` where they can't."""
+    left = limit
+    for number, one in enumerate(sorted(most)):
+        part = -(-left // (len(most) - number))
+        if part <= one:
+            return part
+        left -= one
+    return limit

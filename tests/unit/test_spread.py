@@ -17,6 +17,7 @@ from airflow_llm_provider.batch.runner import soonest
 from airflow_llm_provider.core.circuit import Circuit
 from airflow_llm_provider.core.commands import Probe, Send, Stop, Wait
 from airflow_llm_provider.core.dispatch import Dispatcher
+from airflow_llm_provider.core.limit import FixedLimit, Learnt
 from airflow_llm_provider.core.objective import Failed, Measured, parse_objectives
 from airflow_llm_provider.core.release import Cause, Hold, Terms
 from airflow_llm_provider.core.request import Position, RowRequest
@@ -71,6 +72,37 @@ def test_never_more_than_its_own_limit() -> None:
     assert [len(sent(spread, number)) for number in (0, 1)] == [3, 3]
 
 
+@pytest.mark.parametrize(
+    ("learnt", "expected"), [([0, 10], [0, 10]), ([1, 10], [1, 9]), ([3, 2, 10], [3, 2, 5]), ([9, 1, 9], [5, 1, 4])]
+)
+def test_what_a_full_server_has_no_room_for_goes_to_the_others(learnt: list[int], expected: list[int]) -> None:
+    spread = spread_of(len(learnt), limit=10)
+    for dispatcher, limit in zip(spread.dispatchers, learnt, strict=True):
+        dispatcher.learnt = Learnt(FixedLimit(1))
+        dispatcher.learnt.limit = limit
+    assert [len(sent(spread, number)) for number in range(len(learnt))] == expected
+
+
+def test_what_a_server_may_not_be_sent_goes_to_the_others() -> None:
+    spread = spread_of(2, limit=10)
+    spread.dispatchers[0].limit = 2
+    assert [len(sent(spread, number)) for number in (0, 1)] == [2, 8]
+
+
+def test_a_server_that_has_room_again_gets_its_part_back_as_rows_end() -> None:
+    spread = spread_of(2, limit=10)
+    full, other = spread.dispatchers
+    full.learnt = Learnt(FixedLimit(1))
+    tickets = sent(spread, 1)
+    assert len(tickets) == 10
+    full.learnt.limit = 64
+    for ticket in tickets[:7]:
+        other.answered(ticket, 1.0)
+        sent(spread, 1, 1.0)
+        sent(spread, 0, 1.0)
+    assert (full.in_flight, other.in_flight) == (5, 5)
+
+
 @pytest.mark.parametrize("how", ["held", "down"])
 def test_one_that_takes_nothing_leaves_its_part_to_the_others(how: str) -> None:
     spread = spread_of(2, limit=10)
@@ -91,7 +123,7 @@ def test_what_one_gives_back_goes_first_elsewhere() -> None:
     tickets = sent(spread, 0)
     spread.dispatchers[0].hold()
     for ticket in tickets:
-        spread.dispatchers[0].yielded(ticket)
+        spread.dispatchers[0].yielded(ticket, 0.0)
     assert {ticket.request.index for ticket in sent(spread, 1)} == {0, 1, 2, 3}
 
 
