@@ -70,6 +70,23 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert link["heading"] in slugs, f"{page.name} links to {link['file']}#{link['heading']}"
 
 
+@pytest.mark.parametrize("room", ["core", "batch", "endpoint", "simulator"])
+def test_the_map_has_every_module_of_a_room_and_no_other(room: str) -> None:
+    cells = re.findall(r"^\| (`[^|]+) \|", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    mapped = [path for cell in cells for path in paths(cell) if path.startswith(f"{room}/")]
+    there = {f"{room}/{path.name}" for path in (ROOT / "airflow_llm_provider" / room).glob("*.py")}
+    assert set(mapped) == there - {f"{room}/__init__.py"}
+    assert len(mapped) == len(set(mapped))
+
+
+def paths(cell: str) -> list[str]:
+    """The files that a cell names; one without its folder is beside the one before."""
+    found: list[str] = []
+    for name in re.findall(r"`([^`]+\.py)`", cell):
+        found.append(name if "/" in name else f"{found[-1].rpartition('/')[0]}/{name}")
+    return found
+
+
 def test_a_log_line_that_is_quoted_is_the_one_that_is_logged() -> None:
     logged = re.findall(r'"(Nothing is sent [^"]+)"', (ROOT / "airflow_llm_provider/batch/reporter.py").read_text())
     quoted = {line for page in PAGES for line in re.findall(r"`(Nothing is sent [^`]+)`", page.read_text())}
