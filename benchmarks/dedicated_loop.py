@@ -233,7 +233,7 @@ class ClosedLoop:
 
     def _look(self, task: Task) -> None:
         load, own = self.server.load(), task.dispatcher.in_flight
-        verdict = task.limit.unread(self.now) if load is None else task.limit.look(self.now, load, own)
+        verdict = task.limit.unread(self.now, own) if load is None else task.limit.look(self.now, load, own)
         task.looks.append((self.now, own, verdict.limit, verdict.reason))
         task.dispatcher.release(limit=min(verdict.limit, task.most), closes_s=None)
         self._pump(task)

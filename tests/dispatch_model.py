@@ -151,7 +151,7 @@ class World:
             return
         for ticket in self.flying.values():
             before = (ticket.spent, ticket.suspicions, ticket.immediate, ticket.attempts - 1)
-            self.made.yielded(ticket)
+            self.made.yielded(ticket, 0.0)
             assert before == (ticket.spent, ticket.suspicions, ticket.immediate, ticket.attempts)
             if ticket.request.index not in self.settled:
                 self._owed[ticket.request.index] = ticket

@@ -57,6 +57,7 @@ class Model:
         arrivals: real-time's, as (moment, tokens).
         joins_s: when each task begins.
         seed: of row lengths.
+        cancel_s: until a server takes notice of a cancelled row.
     """
 
     def __init__(
@@ -67,8 +68,10 @@ class Model:
         *,
         joins_s: Sequence[float] | None = None,
         seed: int = 0,
+        cancel_s: float = CANCEL_S,
     ) -> None:
         self.slots = slots
+        self.cancel_s = cancel_s
         self.tasks = [Task(law) for law in laws]
         self.waits: list[float] = []  # real-time's, for a slot
         self.batch_tokens = self.lost_tokens = self.looks = self.yields = 0
@@ -180,7 +183,8 @@ class Model:
             self.yields += 1
             task.own.remove(work)
             task.begun.append(work.left)
-            self._at(self._now + CANCEL_S, self._dropped, work)
+            self._at(self._now + self.cancel_s, self._dropped, work)
+            task.law.gave_up(self._now, 1)
         self._send(task)
         self._at(self._now + verdict.look_in_s, self._look, task)
 

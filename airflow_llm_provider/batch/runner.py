@@ -176,7 +176,7 @@ class Runner:
         now = self._loop.time()
         match ending:
             case Yielded():
-                server.dispatcher.yielded(ticket)
+                server.dispatcher.yielded(ticket, now)
             case SliceEnded():
                 server.dispatcher.sliced(ticket, now)
             case Failure() as failure:

@@ -205,8 +205,10 @@ class Dispatcher:
                 self._refuse(failure)
         return None
 
-    def yielded(self, ticket: Ticket) -> None:
+    def yielded(self, ticket: Ticket, now: float) -> None:
         """The request was given up by ourselves: the row goes again, before others, and has spent nothing."""
+        if self.learnt is not None:
+            self.learnt.gave_up(now, ticket.request.sequences)
         ticket.yields += 1
         ticket.fruitless += 1
         self.yields += 1

@@ -53,8 +53,16 @@ class Limit(Protocol):
         """
         ...
 
-    def unread(self, now: float) -> Verdict:
-        """The load could not be read."""
+    def unread(self, now: float, own: int) -> Verdict:
+        """The load could not be read; `own` as for `look`."""
+        ...
+
+    def gave_up(self, now: float, sequences: int) -> None:
+        """So many sequences of this task were cancelled; the server may count them for a moment yet."""
+        ...
+
+    def rested(self) -> None:
+        """Nothing was sent for a while: what was seen before is over."""
         ...
 
     def capacity(self, now: float) -> None:
@@ -90,9 +98,15 @@ class FixedLimit:
         """The same as ever."""
         return self._verdict
 
-    def unread(self, now: float) -> Verdict:  # noqa: ARG002
+    def unread(self, now: float, own: int) -> Verdict:  # noqa: ARG002
         """The same as ever."""
         return self._verdict
+
+    def gave_up(self, now: float, sequences: int) -> None:
+        """It gives nothing up itself."""
+
+    def rested(self) -> None:
+        """There is nothing to forget."""
 
     def capacity(self, now: float) -> None:
         """The dispatcher's circuit pauses; the limit stays."""
@@ -121,7 +135,7 @@ class Learnt:
 
     def look(self, now: float, load: Load | None, own: int) -> Verdict:
         """Ask the law what follows from `load` (None: it could not be read), with `own` sequences in flight."""
-        verdict = self._law.unread(now) if load is None else self._law.look(now, load, own)
+        verdict = self._law.unread(now, own) if load is None else self._law.look(now, load, own)
         self.limit, self.reason, self.load = verdict.limit, verdict.reason, load
         self.others = 0 if load is None else max(0, load.total - own)
         return verdict
@@ -129,6 +143,11 @@ class Learnt:
     def rest(self) -> None:
         """Nothing may be sent, for whatever reason: what was learned is stale when something may be again."""
         self.limit, self.load, self.others, self.reason = 0, None, 0, ""
+        self._law.rested()
+
+    def gave_up(self, now: float, sequences: int) -> None:
+        """So many sequences in flight were cancelled."""
+        self._law.gave_up(now, sequences)
 
     def capacity(self, now: float) -> None:
         """The server had no capacity for a request of ours."""

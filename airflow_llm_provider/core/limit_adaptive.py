@@ -45,6 +45,9 @@ BOUND = 0.75
 FADE = 1 / 16
 FORGIVE = 1 / 64
 MAX_LEARNT = 64
+MAX_DOUBLED = 8
+"""Times that what is learnt doubles: from the least spare to more than is ever learnt, and short of a float's end."""
+
 RISING = 1.05
 """A server that runs so many times more than it did is still taking in what it has: prompts are computed bit by bit."""
 
@@ -94,7 +97,7 @@ class AdaptiveLimit:
         self._typical_s: float | None = None  # how long a row takes, its time in the server's queue included
         self._learnt = 0.0
         self._grown_s, self._ended = -math.inf, 0  # when it last grew, and rows that ended since
-        self._empty = 0  # looks in a row that found none waiting
+        self._empty = 0  # looks in a row that found none waiting, `MAX_DOUBLED` at most
         self._ceiling = Ceiling()
         self._pressure = Pressure()
         self._slope: Slope | None = None
@@ -117,7 +120,7 @@ class AdaptiveLimit:
             return self._verdict(short or "KV memory is short", LOOK_S)
         return self._verdict(reason, look_s)
 
-    def unread(self, now: float) -> Verdict:
+    def unread(self, now: float, own: int) -> Verdict:  # noqa: ARG002 - what is in flight is known from the limit
         """The load could not be read: the limit stays, or is learnt from the pace of rows."""
         if self._read:
             return self._verdict("the load cannot be read just now", LOOK_S)
@@ -132,6 +135,12 @@ class AdaptiveLimit:
             self._slope.disturbed()
             return self._verdict(refused or "refusals", LOOK_S)
         return self._verdict(self._slope.reason, LOOK_S)
+
+    def gave_up(self, now: float, sequences: int) -> None:
+        """It gives nothing up itself."""
+
+    def rested(self) -> None:
+        """What was learned stands."""
 
     def capacity(self, now: float) -> None:
         """A request was refused for want of capacity, or timed out."""
@@ -174,7 +183,7 @@ class AdaptiveLimit:
         if self._runs > self._plateau:
             return max(self._limit, 2.0 * own), f"the server runs {runs} and queues none", GROW_LOOK_S
         self._learnt = min(self._learnt + spare * 2.0**self._empty, max(MAX_LEARNT, self._runs))
-        self._empty += 1
+        self._empty = min(self._empty + 1, MAX_DOUBLED)
         reason = f"the server runs {runs} and had used up its queue"
         return max(self._limit, own + spare + self._learnt), reason, GROW_LOOK_S
 

@@ -33,9 +33,11 @@ them that is fast enough. So the law is made of what all tasks see alike, ``T``,
   ``s'`` its mean over `MEAN_SHARE_S`: shares add up to 1, so do the looks of all tasks to the budget, however many
   there are. One look in `SLOWEST_LOOK_S` is always made.
 
+**What it gave up** the server shows for a moment yet: `core.departing` takes it from ``T``.
+
 **Assumes** that the server schedules by priority, or real-time waits behind ``q`` rows in a calm; that its load can be
-read; that `slots` is what it was started with (``--max-num-seqs``). Where requests wait although slots are free, KV
-memory bounds the server, and ``S`` is taken to be what runs.
+read; that `slots` is what it was started with (``--max-num-seqs``). Where requests wait beside free slots and the KV
+cache is full, memory bounds the server, and ``S`` is taken to be what runs.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from airflow_llm_provider.core.departing import Departing
 from airflow_llm_provider.core.limit import Verdict
 from airflow_llm_provider.exceptions import ConfigurationError
 
@@ -58,6 +61,9 @@ LOOK_BUDGET = 0.045
 """Of a core of the server, for the looks of all tasks together."""
 
 SLOWEST_LOOK_S = 0.5
+LEAST_BUDGET = 0.0014
+"""Of a core of the server, for the looks of a task without a place; and no more than one in `SLOWEST_LOOK_S`."""
+
 MEAN_SHARE_S = 10.0
 JITTER = 0.3
 """Looks are spread by so much of their interval, so that tasks do not look in step."""
@@ -69,6 +75,12 @@ PART = 4.0
 ALONE_S = 10.0
 GROW_S = 0.15
 GROW_PART = 2
+MOST_GROWTH = 16
+"""A task alone grows by no more of the slots in one look: real-time's prompts wait while others are computed."""
+
+FULL_MEMORY = 0.9
+"""Share of the KV blocks in use from which on requests that wait beside free slots wait for memory."""
+
 RACE_S = 0.15
 LEAK_PER_S = 0.1
 MOST_LEAK = 0.5
@@ -79,7 +91,7 @@ LONE_LEFT_S = 0.5
 REMEMBERED = 100
 """Looks that headroom is learnt from."""
 
-REACTION_S = 0.08
+REACTION_S = 0.12
 QUANTILE = 0.95
 LATEST_S = 0.1
 """Growth goes by the highest count of others of so long: a row between two slices is on no server for a moment."""
@@ -119,12 +131,15 @@ class HeadroomLimit:
         self._unread = 0
         self._at_once: deque[tuple[float, int]] = deque()  # arrivals of the last `REACTION_S`
         self._peaks: deque[int] = deque(maxlen=REMEMBERED)  # their sum at each look that saw real-time about
+        self._began = False  # there was a look since the last rest
+        self._departing = Departing()
         self._calm_since: float | None = None  # the last arrival, or the first look
         self._others: deque[tuple[float, int]] = deque()  # of the last `LATEST_S`, the latest look at least
         self._above_from_s: float | None = None  # the target, and no higher than others in a calm may fill the server
         self._others_seen_s = 0.0  # when there was nobody else last
         self._grow_from_s = 0.0
         self._grew = 0  # by so much it grew last, as one of several tasks
+        self._own_then = 0
         self._grew_s = float("-inf")
         self._leak_from_s = 0.0
         self._looked_s = 0.0
@@ -139,18 +154,13 @@ class HeadroomLimit:
         """See `Limit.look`."""
         self._unread = 0
         self._bound_by_memory(load)
-        total, others = load.total, max(0, load.total - own)
-        if self._calm_since is None:
-            self._calm_since, self._others_seen_s = now, now - ALONE_S
+        total = load.total - self._departing.look(now, load.total, own)
+        others = max(0, total - own)
+        if not self._began:
+            self._began, self._calm_since, self._others_seen_s = True, now, now - ALONE_S
             self._leak_from_s = now + LONE_LEAK_S
         came = max(0, others - self._others[-1][1]) if self._others else 0
-        self._others.append((now, others))
-        while self._others[0][0] < now - LATEST_S:
-            self._others.popleft()
-        at_most = max(number for _, number in self._others)
-        if not at_most:
-            self._others_seen_s = now
-        self._sharing = now - self._others_seen_s > ALONE_S or (at_most > 0 and self._calm(now))
+        at_most = self._note_others(now, others)
         excess = 0 if self._follows(now, total) else total - self._target(now)
         if not own and self._calm(now):  # whoever is there may be alone, and keep rows queued
             excess -= queued(self.slots)
@@ -163,28 +173,44 @@ class HeadroomLimit:
         self._share, self._full = own / total if total else 0.0, free <= self.slots // SLACK
         look_in_s = self._look_in_s(now, load, own)
         words = f"real-time and others {others}, {self._words(now)}"
-        if excess > 0:
-            must = min(own, max(0, total - self._seats))
-            gone = min(own, must + self._part(excess - must))
-            return Verdict(
-                limit=own - gone,
-                give_up=must,
-                give_up_young=gone - must,
-                young_s=YOUNG * (self._duration_s or 0.0),
-                reason=words,
-                look_in_s=look_in_s,
-            )
-        return Verdict(limit=own + self._growth(now, free), reason=words, look_in_s=look_in_s)
+        if excess <= 0:
+            return Verdict(limit=own + self._growth(now, free, own), reason=words, look_in_s=look_in_s)
+        must = min(own, excess, max(0, total - self._seats))
+        gone = min(own, must + self._part(excess - must))
+        return Verdict(
+            limit=own - gone,
+            give_up=must,
+            give_up_young=gone - must,
+            young_s=YOUNG * (self._duration_s or 0.0),
+            reason=words,
+            look_in_s=look_in_s,
+        )
 
-    def unread(self, now: float) -> Verdict:
-        """Without the load, all that is left is to keep well away: see `blind`."""
+    def gave_up(self, now: float, sequences: int) -> None:
+        """See `Limit.gave_up`."""
+        self._departing.given_up(sequences, now)
+
+    def unread(self, now: float, own: int) -> Verdict:
+        """Without the load all that is left is to keep well away: see `blind`.
+
+        Where it could be read before, what is in flight may go on, up to that; after `MANY` looks it grows by one in
+        each.
+        """
         self._unread += 1
-        was_read = self._calm_since is not None
-        kept = self.headroom if was_read and self._unread < MANY else self.blind
-        if was_read:
-            self._calm_since = now
-        reason = f"the load can't be read, {kept} kept free"
-        return Verdict(limit=self.slots - kept, reason=reason, look_in_s=self._interval(1.0))
+        self._calm_since = now
+        most = self.slots - self.blind
+        if self._began:
+            most = min(most, own + (self._unread >= MANY))
+        reason = f"the load can't be read, {self.blind} kept free"
+        return Verdict(limit=most, reason=reason, look_in_s=self._interval(1.0))
+
+    def rested(self) -> None:
+        """See `Limit.rested`: who is there is found out anew."""
+        self._began = False
+        self._calm_since = self._above_from_s = None
+        self._departing = Departing()
+        self._others.clear()
+        self._at_once.clear()
 
     def capacity(self, now: float) -> None:
         """The server is full, whoever filled it."""
@@ -222,6 +248,17 @@ class HeadroomLimit:
         """Rows kept waiting in the server in a calm; several tasks keep none, so that who waits is real-time."""
         return 0 if self.floor or self._sharing else queued(self.slots)
 
+    def _note_others(self, now: float, others: int) -> int:
+        """Take note of how many others there are; how many there were at most of late."""
+        self._others.append((now, others))
+        while self._others[0][0] < now - LATEST_S:
+            self._others.popleft()
+        at_most = max(number for _, number in self._others)
+        if not at_most:
+            self._others_seen_s = now
+        self._sharing = now - self._others_seen_s > ALONE_S or (at_most > 0 and self._calm(now))
+        return at_most
+
     def _follows(self, now: float, total: int) -> bool:
         """Whether others, half-way to this task's calm, may have found theirs; after a while, it is taken for sure."""
         half_way = self._calm_since is not None and CALM_S / 2 < now - self._calm_since < CALM_S
@@ -257,17 +294,20 @@ class HeadroomLimit:
         """This task's part of what is to be given back and keeps nobody waiting."""
         return int(excess * min(1.0, PART * self._share) + self._rng.random()) if self._sharing else excess
 
-    def _growth(self, now: float, free: int) -> int:
+    def _growth(self, now: float, free: int, own: int) -> int:
         if free <= 0 or now < self._grow_from_s:
             return 0
         if not self._sharing:
-            return free
+            return min(free, max(2, self.slots // MOST_GROWTH))
         self._grow_from_s = now + self._interval(GROW_S)
-        self._grew, self._grew_s = max(1, free // GROW_PART), now
+        unused = self._grew > 0 and own == self._own_then  # the next row asks for more sequences than were granted
+        self._grew = min(free, 2 * self._grew) if unused else max(1, free // GROW_PART)
+        self._grew_s, self._own_then = now, own
         return self._grew
 
     def _bound_by_memory(self, load: Load) -> None:
-        self._starved = self._starved + 1 if load.waiting and load.running < self._seats else 0
+        short = load.waiting > 0 and load.running < self._seats and (load.kv_usage or 0.0) >= FULL_MEMORY
+        self._starved = self._starved + 1 if short else 0
         if self._starved >= MANY:
             self._seats = max(1, load.running)
         elif load.running > self._seats:
@@ -280,7 +320,8 @@ class HeadroomLimit:
         self._mean_share += (share - self._mean_share) * min(1.0, (now - self._looked_s) / MEAN_SHARE_S)
         self._looked_s = now
         per_s = LOOK_BUDGET / load.cost_s * (share + self._mean_share) / 2
-        return self._interval(max(1 / LOOKS_PER_S, 1 / max(per_s, 1 / SLOWEST_LOOK_S)))
+        slowest_s = max(SLOWEST_LOOK_S, load.cost_s / LEAST_BUDGET)
+        return self._interval(max(1 / LOOKS_PER_S, 1 / max(per_s, 1 / slowest_s)))
 
     def _interval(self, mean_s: float) -> float:
         return mean_s * self._rng.uniform(1 - JITTER, 1 + JITTER)

@@ -112,9 +112,15 @@ class AimdOnErrors:
         """What answers and refusals have made of it."""
         return Verdict(limit=int(self._limit), reason="AIMD on errors", look_in_s=0.5)
 
-    def unread(self, now: float) -> Verdict:  # noqa: ARG002
+    def unread(self, now: float, own: int) -> Verdict:  # noqa: ARG002
         """The same."""
         return Verdict(limit=int(self._limit), reason="AIMD on errors", look_in_s=0.5)
+
+    def gave_up(self, now: float, sequences: int) -> None:
+        """It gives nothing up itself."""
+
+    def rested(self) -> None:
+        """What was learned stands."""
 
     def capacity(self, now: float) -> None:
         """Half as many."""

@@ -340,7 +340,7 @@ class World:
                 young -= 1
             del task.flights[request_id]
             self._count(now, "given-up")
-            task.dispatcher.yielded(ticket)
+            task.dispatcher.yielded(ticket, now)
             if cancel_s:
                 self._at(now + cancel_s, partial(self._abort, request_id=request_id))
             else:

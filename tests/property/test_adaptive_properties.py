@@ -161,8 +161,21 @@ def test_whatever_happens_something_may_be_sent_and_it_is_looked_again(start: in
             case "ended":
                 assert limit.ended(now, min(wait_s, now))
             case "look":
-                verdict = limit.unread(now) if load is None else limit.look(now, load, own)
+                verdict = limit.unread(now, own) if load is None else limit.look(now, load, own)
                 assert 1 <= verdict.limit <= 1000 + 4 * largest
                 assert verdict.give_up == 0
                 assert 0 < verdict.look_in_s <= 5
                 assert verdict.reason
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 3000), st.integers(1, 64))
+def test_a_server_that_never_queues_again_may_be_looked_at_for_ever(slots: int, queued: int) -> None:
+    """As where a step is as long as all the rows in it: their places are empty at every look."""
+    limit = AdaptiveLimit()
+    own, now, before = slots + queued, 0.0, 0
+    limit.look(now, Load(running=slots, waiting=queued), own)
+    for _ in range(1100):  # a float ends at 2 ** 1024
+        now += 1.1
+        before, own = own, limit.look(now, Load(running=slots, waiting=0), own).limit
+    assert own == before, "it comes to rest"

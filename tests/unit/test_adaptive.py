@@ -84,7 +84,7 @@ def test_two_tasks_drift_towards_the_same_number() -> None:
 def test_a_load_that_cannot_be_read_just_now_leaves_the_limit() -> None:
     limit = at_rest(64)
     for second in range(100):
-        verdict = limit.unread(10.0 + second)
+        verdict = limit.unread(10.0 + second, 0)
     assert (verdict.limit, verdict.reason) == (72, "the load cannot be read just now")
 
 
@@ -92,11 +92,11 @@ def test_a_load_that_was_never_read_leaves_it_to_the_pace_of_rows() -> None:
     limit = AdaptiveLimit(16)
     now = 0.0
     for _ in range(BLIND_AFTER):
-        limit.unread(now)
+        limit.unread(now, 0)
     for _ in range(1000):
         now += 1 / 16
         limit.ended(now, 1.0)
-    verdict = limit.unread(now)
+    verdict = limit.unread(now, 0)
     assert verdict.limit > 16
     assert "rows/s" in verdict.reason
     assert limit.look(now, load(8, 8), 16).reason == "the server still takes in: 8 run, 8 wait"  # once read, it counts

@@ -38,9 +38,15 @@ class Law:
         self.asked.append((load, own))
         return self._next()
 
-    def unread(self, _now: float) -> Verdict:
+    def unread(self, _now: float, _own: int) -> Verdict:
         self.asked.append((None, None))
         return self._next()
+
+    def rested(self) -> None:
+        pass
+
+    def gave_up(self, _now: float, _sequences: int) -> None:
+        pass
 
     def _next(self) -> Verdict:
         return self.verdicts.pop(0) if len(self.verdicts) > 1 else self.verdicts[0]

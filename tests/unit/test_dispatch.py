@@ -479,7 +479,7 @@ def test_where_a_trials_end_decides_nothing_another_is_sent(decided: str) -> Non
     now = sick(made)
     (trial,) = sent(made.next(now))
     if decided == "yielded":
-        made.yielded(trial)
+        made.yielded(trial, 0.0)
     else:
         made.failed(trial, STALE, now)
     assert sent(made.next(now)) == [trial]
@@ -489,7 +489,7 @@ def test_where_a_trials_end_decides_nothing_another_is_sent(decided: str) -> Non
 def test_a_trial_of_a_row_that_was_answered_before_may_be_yielded() -> None:
     made, trial = answered_then_sick()
     queued = made.queued
-    made.yielded(trial)
+    made.yielded(trial, 0.0)
     assert made.queued == queued
     assert sent(made.next(1.0)) == [trial]
     assert trial.attempts == 2
@@ -608,7 +608,7 @@ def test_a_row_that_yielded_goes_first_and_has_spent_nothing() -> None:
     first, second = sent(made.next(0))
     made.answered(first, 1.0)
     made.hold()
-    made.yielded(second)
+    made.yielded(second, 0.0)
     assert (made.in_flight, made.queued) == (0, 3)
     assert (second.sends, second.attempts, second.spent) == (1, 0, 0)
     made.release(limit=2, closes_s=None)
@@ -623,7 +623,7 @@ def test_a_row_that_goes_alone_does_so_after_it_yielded_too() -> None:
     for ticket in flying[:2]:
         ticket.suspicions = ALONE_FROM
     for ticket in flying:
-        made.yielded(ticket)
+        made.yielded(ticket, 0.0)
     assert indices(sent(made.next(0))) in ([0, 2], [1, 2])
 
 
@@ -634,7 +634,7 @@ def test_a_trial_that_yielded_is_made_again() -> None:
     made.probed(None, 1.0)
     (trial,) = sent(made.next(1.0))
     made.hold()
-    made.yielded(trial)
+    made.yielded(trial, 0.0)
     made.release(limit=1, closes_s=None)
     assert sent(made.next(500.0)) == [trial]
     assert made.circuit.state is State.TRIAL

@@ -58,7 +58,7 @@ def test_all_slices_together_are_one_attempt_and_one_duration() -> None:
         (ticket,) = sent(made.next(begun))
         made.sliced(ticket, begun + 2)
     (ticket,) = sent(made.next(40))
-    made.yielded(ticket)
+    made.yielded(ticket, 0.0)
     (ticket,) = sent(made.next(50))
     assert made.answered(ticket, 53)
     assert (ticket.attempts, ticket.sends, ticket.yields) == (1, 5, 1)
@@ -70,7 +70,7 @@ def test_a_slice_that_is_kept_makes_yields_fruitful() -> None:
     made = fed(1)
     for _ in range(3):
         (ticket,) = sent(made.next(0))
-        made.yielded(ticket)
+        made.yielded(ticket, 0.0)
     assert ticket.fruitless == 3
     (ticket,) = sent(made.next(0))
     made.sliced(ticket, 1)

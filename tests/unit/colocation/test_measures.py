@@ -166,10 +166,10 @@ def test_aimd_halves_on_refusals_and_creeps_up_on_answers():
     law = AimdOnErrors(64, first=8)
     law.capacity(0.0)
     law.capacity(0.5)  # of the same trouble
-    assert law.unread(0.0).limit == 4
+    assert law.unread(0.0, 0).limit == 4
     for _ in range(5):
         law.ended(1.0, 0.1)
-    assert law.unread(1.0).limit == 5
+    assert law.unread(1.0, 0).limit == 5
 
 
 def test_every_law_that_is_named_exists():
