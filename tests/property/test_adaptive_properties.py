@@ -168,7 +168,7 @@ def test_whatever_happens_something_may_be_sent_and_it_is_looked_again(start: in
                 assert verdict.reason
 
 
-@settings(max_examples=20)
+@settings(max_examples=5)
 @given(st.integers(1, 3000), st.integers(1, 64))
 def test_a_server_that_never_queues_again_may_be_looked_at_for_ever(slots: int, queued: int) -> None:
     """As where a step is as long as all the rows in it: their places are empty at every look."""
