@@ -104,7 +104,7 @@ def test_what_is_said_of_the_load_is_quoted_as_it_is_logged() -> None:
 def test_giving_way_is_shown_as_it_is_logged_and_its_metrics_are_named() -> None:
     page = GIVE_WAY.read_text()
     held = Occupancy(in_flight=208, limit=211, bound=Bound.LEARNED, others=41, waiting=0, yields=12)
-    for text in (page, (ROOT / "docs/operator.md").read_text(), (ROOT / "docs/how-to/shared-gpu.md").read_text()):
+    for text in (page, (ROOT / "docs/operator.md").read_text()):
         assert str(held) in text
     promise = Promise(slots=256, placement=Placement.SHARED)
     agreement = agree(Asked(), promise, connection="vllm_shared", now=datetime(2026, 11, 24, tzinfo=UTC))
@@ -117,6 +117,22 @@ def test_giving_way_is_shown_as_it_is_logged_and_its_metrics_are_named() -> None
     assert told is not None
     assert told.startswith(advice)
     assert set(re.findall(r"`(llm_batch\.\w+)`", page)) == {*GAUGES, *COUNTERS}
+
+
+def test_what_a_shared_gpu_logs_is_what_its_connection_allows() -> None:
+    page = (ROOT / "docs/how-to/shared-gpu.md").read_text()
+    extra = orjson.loads(re.findall(r"--conn-extra '(.*?)'", page, re.DOTALL)[0])
+    slots, most = extra["slots"], extra["max_in_flight"]
+    learned = Occupancy(in_flight=61, limit=64, bound=Bound.LEARNED, others=188, yields=12)
+    capped = Occupancy(in_flight=most, limit=most, bound=Bound.RELEASE, others=112)
+    for each in (learned, capped):
+        assert f"`… {each}`" in page
+        assert each.in_flight <= each.limit <= most
+        assert each.limit + (each.others or 0) <= slots
+    promise = Promise(slots=slots, max_in_flight=most, placement=Placement(extra["placement"]))
+    agreement = agree(Asked(), promise, connection="vllm_shared", now=datetime(2026, 11, 24, tzinfo=UTC))
+    (line,) = [str(each).strip() for each in agreement.values if each.name == "max_in_flight"]
+    assert f"`{line}`" in page
 
 
 def test_every_field_of_progress_is_described(stub: StubVLLM, tmp_path: Path) -> None:
