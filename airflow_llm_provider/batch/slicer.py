@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import orjson
 
-from airflow_llm_provider.core.retry import Failure, FailureKind
-from airflow_llm_provider.core.slice_rules import SLICE_TOKENS, SliceTerms
-from airflow_llm_provider.core.slices import Again, Landed, Look, Whole, begin
+from airflow_llm_provider.core.request import Completion
+from airflow_llm_provider.core.retry import Failure, FailureKind, Reaction
+from airflow_llm_provider.core.slice_rules import CHAT_PATH, SliceTerms, eased_pace, slice_tokens_at
+from airflow_llm_provider.core.slices import PARSED, Again, Landed, Look, Whole, begin
 from airflow_llm_provider.endpoint.failure import classify, garbled, read_json
 from airflow_llm_provider.endpoint.slice_terms import read_terms
 
 if TYPE_CHECKING:
-    from airflow_llm_provider.core.request import Completion
     from airflow_llm_provider.core.row_queue import Ticket
     from airflow_llm_provider.core.slices import SlicedRow, Step
     from airflow_llm_provider.endpoint.client import EndpointClient
@@ -35,6 +35,10 @@ LOOK_WAIT_S = 10.0
 
 _REFUSALS = frozenset({FailureKind.BAD_REQUEST, FailureKind.ROUTE_NOT_FOUND})
 """Failures of a slice that say nothing about the whole row, which is sent instead."""
+
+_LOST = frozenset({Reaction.HOLD, Reaction.RETRY_NOW})
+"""What is done where the server, or a connection, was lost. All else that a question at a boundary fails with is the
+question's: no row pays for it, and the server gets rows whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +78,22 @@ class Slicer(Plain):
         model: the model that rows ask for.
         name: the server's, for the log.
         ending: see `core.slices.begin`; one for all servers of a run.
-        slice_tokens: tokens of a slice.
+        slice_tokens: tokens of a slice; None: as many as the server's pace says (`core.slice_rules.slice_tokens_at`).
+
+    Some reasoning parsers take nothing from an answer whose end marker is still to come, so that a first slice does not
+    show them. So until a long chat row was answered whole, all of them run whole; see `heard`.
     """
 
     def __init__(
-        self, client: EndpointClient, *, model: str, name: str, ending: set[int], slice_tokens: int = SLICE_TOKENS
+        self, client: EndpointClient, *, model: str, name: str, ending: set[int], slice_tokens: int | None = None
     ) -> None:
         super().__init__(client)
         self._model = model
         self._name = name
         self._ending = ending
-        self._slice_tokens = slice_tokens
+        self._fixed_tokens = slice_tokens
+        self._pace: float | None = None  # of the slices here, tokens/s
+        self._heard = False  # whether a long chat row was answered whole, with nothing parsed
         self._terms: dict[str, SliceTerms | None] = {}  # by path; None: not to be had
         self._ask_from_s = 0.0
         self._asking = asyncio.Lock()
@@ -92,25 +101,44 @@ class Slicer(Plain):
 
     async def send(self, ticket: Ticket, request_id: str) -> Completion | Failure | SliceEnded:
         """Send the row's next slice, or the row, and read its answer."""
-        if ticket.sliced is None and not ticket.whole and not ticket.answered:
-            await self._begin(ticket)
+        if ticket.sliced is not None and not ticket.sliced.slices and ticket.sliced.home is not self:
+            ticket.sliced = None  # nothing of it is there yet: it begins by this server's terms
+        trial = ticket.sliced is None and not ticket.whole and not ticket.answered and await self._begin(ticket)
         row = ticket.sliced
-        if row is None or ticket.answered:
-            return await super().send(ticket, request_id)
-        return await self._go_on(ticket, row, request_id)
+        if row is not None and not ticket.answered:
+            return await self._go_on(ticket, row, request_id)
+        answer = await super().send(ticket, request_id)
+        if trial and isinstance(answer, Completion):
+            self.heard(answer)
+        return answer
+
+    def heard(self, whole: Completion) -> None:
+        """A long chat row was answered whole: chat rows run in slices from here on, unless a parser took of it."""
+        if whole.reasoning is None and whole.tool_calls is None:
+            self._heard = True
+            return
+        self._terms[CHAT_PATH] = None
+        self._say(f"Rows run whole on {self._name} from here on", PARSED.reason)
 
     async def _go_on(self, ticket: Ticket, row: SlicedRow, request_id: str) -> Completion | Failure | SliceEnded:
         """Send a slice, and ask what must be known of its answer; first of the one before, if that is still open."""
         step: Step | Failure = await self._settled(row, row.pending or Again())
         ended = SliceEnded()
         if isinstance(step, Again):
+            if row.slices:  # the first is as it was judged by
+                row.slice_tokens = self._tokens
             path, body = row.request
+            loop = asyncio.get_running_loop()
+            sent_s = loop.time()
             answer = await self._client.send(path, body, request_id=request_id)
             if not isinstance(answer, Failure):
+                tokens = answer.usage.completion_tokens
+                self._pace = eased_pace(self._pace, tokens=tokens, seconds=loop.time() - sent_s)
                 ended = SliceEnded(answer.ttft_s, answer.generation_s)
-                step = await self._settled(row, row.take(answer))
+                step = await self._settled(row, self._here(row, row.take(answer)))
             elif answer.kind in _REFUSALS:
-                step = Whole(f"a slice was refused ({answer.message})", always=path != ticket.request.path)
+                refused = Whole(f"a slice was refused ({answer.message})", always=path != ticket.request.path)
+                step = self._here(row, refused)
             else:
                 return answer
         match step:
@@ -123,13 +151,21 @@ class Slicer(Plain):
             case _:
                 return ended
 
+    @property
+    def _tokens(self) -> int:
+        return slice_tokens_at(self._pace) if self._fixed_tokens is None else self._fixed_tokens
+
+    def _here(self, row: SlicedRow, step: Step) -> Step:
+        """What a row that began elsewhere, by other terms, leads to is that row's alone."""
+        return replace(step, always=False) if isinstance(step, Whole) and row.home is not self else step
+
     async def _settled(self, row: SlicedRow, step: Step) -> Step | Failure:
         """What a step leads to, once the text it asks for is known."""
         while isinstance(step, Look):
             text = await self._text(step.tokens)
             if isinstance(text, str):
                 step = row.told(text)
-            elif text.kind in _REFUSALS:
+            elif text.reaction not in _LOST:
                 return Whole(f"/detokenize fails ({text.message})", always=True)
             else:
                 return text
@@ -148,7 +184,8 @@ class Slicer(Plain):
             case _:
                 return garbled(answer, "the answer has not the shape of /detokenize")
 
-    async def _begin(self, ticket: Ticket) -> None:
+    async def _begin(self, ticket: Ticket) -> bool:
+        """Have it run in slices if it can; True where it could, but for what is not known of the server's chats yet."""
         path = ticket.request.path
         if path not in self._terms:
             async with self._asking:
@@ -157,19 +194,23 @@ class Slicer(Plain):
         terms = self._terms.get(path)
         if terms is None:
             ticket.whole = path in self._terms
-            return
-        row = begin(ticket.request, terms, self._ending)
+            return False
+        row = begin(ticket.request, replace(terms, slice_tokens=self._tokens), self._ending)
         if isinstance(row, str):
             ticket.whole = True
             self._say(f"Rows run whole where {row}", row)
+        elif path == CHAT_PATH and not self._heard:
+            return True
         else:
+            row.home = self
             ticket.sliced = row
+        return False
 
     async def _ask(self, path: str) -> None:
         now = asyncio.get_running_loop().time()
         if now < self._ask_from_s:
             return
-        terms = await read_terms(self._client, model=self._model, path=path, slice_tokens=self._slice_tokens)
+        terms = await read_terms(self._client, model=self._model, path=path, slice_tokens=self._tokens)
         if isinstance(terms, Failure):
             self._ask_from_s = now + ASK_AGAIN_S
             self._say(f"Rows run whole until it can be told whether {self._name} is one for slices", terms.message)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from airflow_llm_provider.core.request import Completion, Usage
-from airflow_llm_provider.core.slice_rules import CARRIED, COMPLETIONS_PATH, asked_tokens, why_whole
+from airflow_llm_provider.core.slice_rules import CARRIED, COMPLETIONS_PATH, WORTH, asked_tokens, why_whole
 
 if TYPE_CHECKING:
     from airflow_llm_provider.core.request import RowRequest
@@ -109,6 +109,10 @@ class SlicedRow:
         """What must be asked before anything else is sent: a flight may end between an answer and what follows."""
         self.slices = 0
         """Slices that have ended."""
+        self.slice_tokens = terms.slice_tokens
+        """Tokens of the next slice; not to be changed between a request and its answer."""
+        self.home: object = None
+        """Whoever began it: on another server, other terms may hold."""
         self.usage = Usage()
         """Tokens so far, as a whole row would count them."""
         self._body = body
@@ -188,11 +192,11 @@ class SlicedRow:
 
     def _next_tokens(self) -> int:
         if not self.slices:
-            return self._terms.slice_tokens
+            return self.slice_tokens
         if self._seam is not None:
             return 1
         left = self._total - len(self._answer)
-        return left if left <= self._terms.worth_tokens else self._terms.slice_tokens
+        return left if left <= WORTH * self.slice_tokens else self.slice_tokens
 
     def _compared(self, text: str) -> Step:
         """At an ordinary boundary: whether the answer's text ends where its ids do."""

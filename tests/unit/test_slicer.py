@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -12,10 +13,16 @@ from batch_fakes import job_of, part_lines, run, texts, write_rows
 from airflow_llm_provider.batch.slicer import SliceEnded, Slicer
 from airflow_llm_provider.core.control_law import ControlLaw
 from airflow_llm_provider.core.prompt import RequestSpec
-from airflow_llm_provider.core.request import Completion, Position, RowRequest
+from airflow_llm_provider.core.request import Completion, Position, RowRequest, Usage
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.core.row_queue import Ticket
-from airflow_llm_provider.core.slice_rules import CHAT_PATH, COMPLETIONS_PATH, SliceTerms
+from airflow_llm_provider.core.slice_rules import (
+    CHAT_PATH,
+    COMPLETIONS_PATH,
+    MOST_SLICE_TOKENS,
+    SLICE_TOKENS,
+    SliceTerms,
+)
 from airflow_llm_provider.endpoint.client import EndpointClient
 from airflow_llm_provider.endpoint.failure import Answer
 from airflow_llm_provider.endpoint.settings import EndpointSettings
@@ -43,7 +50,9 @@ def ticket_of(path: str = CHAT_PATH, model: str = "simulated", **fields: Any) ->
 
 
 def slicer_of(client: EndpointClient, **changes: Any) -> Slicer:
-    return Slicer(client, **{"model": "simulated", "name": "it", "ending": set(), "slice_tokens": 16, **changes})
+    slicer = Slicer(client, **{"model": "simulated", "name": "it", "ending": set(), "slice_tokens": 16, **changes})
+    slicer.heard(Completion("said as it is", "stop", Usage()))
+    return slicer
 
 
 async def to_the_end(slicer: Slicer, ticket: Ticket) -> tuple[Completion | Failure, int]:
@@ -133,14 +142,14 @@ def cache(*said: str) -> tuple[int, str]:
 )
 async def test_what_a_server_says_becomes_terms_or_a_reason(routes: dict[str, Any], expected: object) -> None:
     client: Any = Answers(**routes)
-    assert await read_terms(client, model="m", path=CHAT_PATH, slice_tokens=128) == expected
+    assert await read_terms(client, model="m", path=CHAT_PATH, slice_tokens=SLICE_TOKENS) == expected
 
 
 @pytest.mark.parametrize("route", ["/metrics/", "/tokenize", CHAT_PATH])
 @pytest.mark.parametrize("status", [429, 500, 503])
 async def test_a_server_that_is_busy_has_said_nothing_of_itself(route: str, status: int) -> None:
     client: Any = Answers(**{route: (status, "")})
-    failure = await read_terms(client, model="m", path=CHAT_PATH, slice_tokens=128)
+    failure = await read_terms(client, model="m", path=CHAT_PATH, slice_tokens=SLICE_TOKENS)
     assert isinstance(failure, Failure)
     assert failure.http_status == status
 
@@ -281,10 +290,17 @@ async def test_a_row_that_was_answered_is_sent_whole_where_it_is_sent_again() ->
     assert (second.output, requests) == (first.output, 1)
 
 
-async def test_a_server_without_detokenize_gets_rows_whole() -> None:
+LOST_KINDS = {kind for kind in FailureKind if kind in (
+    FailureKind.DRAINING, FailureKind.ENGINE_DEAD, FailureKind.UNREACHABLE, FailureKind.GATEWAY_LOST,
+    FailureKind.CONNECTION_LOST, FailureKind.STALE_CONNECTION,
+)}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(set(FailureKind) - LOST_KINDS))
+async def test_a_server_whose_detokenize_fails_gets_rows_whole_and_they_pay_nothing(kind: FailureKind) -> None:
     with Simulated(speed=SPEED) as server:
         async with deaf_client(server) as client:
-            client.answer = lambda: Failure(FailureKind.ROUTE_NOT_FOUND, "no such route", 404)
+            client.answer = lambda: Failure(kind, "no")
             slicer = slicer_of(client)
             answer, requests = await to_the_end(slicer, ticket_of())
             assert isinstance(answer, Completion)
@@ -296,14 +312,14 @@ HEADROOM = ControlLaw(kind="headroom", slots=8)
 
 
 def lines_of(server: Simulated, folder: Path, source: str, law: ControlLaw) -> list[dict[str, Any]]:
-    spec = RequestSpec(prompt="Say: {{ row.text }}", parameters={"max_tokens": 400, "temperature": 0})
+    spec = RequestSpec(prompt="Say: {{ row.text }}", parameters={"max_tokens": 2400, "temperature": 0})
     run(job_of(server, source, requests=spec, max_in_flight=8, control=law), RunStore(str(folder)))
     return part_lines(folder)
 
 
 def test_a_run_in_slices_lands_as_a_run_of_whole_rows(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "rows.jsonl", texts(24))
-    with Simulated(speed=SPEED, mean_output_tokens=300, max_num_seqs=8) as server:
+    with Simulated(speed=SPEED, mean_output_tokens=1200, max_num_seqs=8) as server:
         whole = lines_of(server, tmp_path / "whole", source, ControlLaw(kind="headroom", slots=8, sliced=False))
         received = server.received
         sliced = lines_of(server, tmp_path / "sliced", source, HEADROOM)
@@ -317,3 +333,113 @@ def test_a_dedicated_run_is_not_sliced(tmp_path: Path) -> None:
     with Simulated(speed=SPEED, mean_output_tokens=None) as server:
         lines_of(server, tmp_path / "run", source, ControlLaw())
         assert server.received == 6
+
+
+class Chatty:
+    """A client whose model thinks aloud where `thinks`, and a parser takes that from whole answers only."""
+
+    def __init__(self, client: EndpointClient) -> None:
+        self._client = client
+        self.thinks = False
+        self.ask = client.ask
+        self.fails = False
+
+    async def send(self, path: str, body: bytes, *, request_id: str) -> Completion | Failure:
+        answer = await self._client.send(path, body, request_id=request_id)
+        if self.fails:
+            return Failure(FailureKind.SERVER_ERROR, "no")
+        if isinstance(answer, Completion) and self.thinks and "return_token_ids" not in orjson.loads(body):
+            return replace(answer, reasoning="hm")
+        return answer
+
+
+def unheard_slicer(client: Any) -> Slicer:
+    return Slicer(client, model="simulated", name="it", ending=set(), slice_tokens=16)
+
+
+async def test_the_first_long_chat_row_runs_whole_and_those_beside_it_too() -> None:
+    with Simulated(speed=SPEED) as server:
+        async with client_of(server) as real:
+            client = Chatty(real)
+            slicer, tickets = unheard_slicer(client), [ticket_of() for _ in range(3)]
+            assert (await to_the_end(slicer, ticket_of(max_tokens=20)))[1] == 1, "a short one says nothing"
+            ends = await asyncio.gather(*(to_the_end(slicer, ticket) for ticket in tickets))
+            assert [requests for _, requests in ends] == [1, 1, 1]
+            assert not any(ticket.whole for ticket in tickets), "elsewhere they may run in slices"
+            assert (await to_the_end(slicer, ticket_of()))[1] >= 6
+
+
+async def test_a_failure_leaves_open_whether_chats_are_parsed() -> None:
+    with Simulated(speed=SPEED) as server:
+        async with client_of(server) as real:
+            client = Chatty(real)
+            client.fails = True
+            slicer = unheard_slicer(client)
+            assert isinstance((await to_the_end(slicer, ticket_of()))[0], Failure)
+            client.fails = False
+            assert [(await to_the_end(slicer, ticket_of()))[1] > 1 for _ in range(2)] == [False, True]
+
+
+async def test_a_parser_that_only_whole_answers_show_has_chat_rows_run_whole() -> None:
+    with Simulated(speed=SPEED) as server:
+        async with client_of(server) as real:
+            client = Chatty(real)
+            client.thinks = True
+            slicer = unheard_slicer(client)
+            for _ in range(3):
+                answer, requests = await to_the_end(slicer, ticket_of())
+                assert isinstance(answer, Completion)
+                assert (answer.reasoning, requests) == ("hm", 1)
+            assert (await to_the_end(slicer, ticket_of(COMPLETIONS_PATH)))[1] >= 6
+
+
+async def test_a_parser_seen_late_ends_slices_of_chat_rows() -> None:
+    slicer = unheard_slicer(Answers())
+    slicer.heard(Completion("x", "stop", Usage()))
+    slicer.heard(Completion(None, "tool_calls", Usage(), tool_calls=[{}]))
+    slicer.heard(Completion("x", "stop", Usage()))
+    ticket = ticket_of()
+    await slicer._begin(ticket)
+    assert (ticket.sliced, ticket.whole) == (None, True)
+
+
+async def test_completions_run_in_slices_from_the_first() -> None:
+    with Simulated(speed=SPEED) as server:
+        async with client_of(server) as client:
+            assert (await to_the_end(unheard_slicer(client), ticket_of(COMPLETIONS_PATH)))[1] >= 6
+
+
+async def test_a_refusal_of_a_row_that_began_elsewhere_is_that_rows_alone() -> None:
+    with Simulated(speed=SPEED) as home, Simulated(speed=SPEED) as other:
+        other.fault = lambda body, _: Fault.answer(400, {"error": {"message": "no"}}) if "prompt" in body else None
+        async with client_of(home) as here, client_of(other) as there:
+            slicer, ticket = slicer_of(there), ticket_of()
+            assert isinstance(await slicer_of(here).send(ticket, "run-0-1"), SliceEnded)
+            answer, requests = await to_the_end(slicer, ticket)
+            assert isinstance(answer, Completion)
+            assert (requests, ticket.whole) == (2, True)
+            other.fault = None
+            assert (await to_the_end(slicer, ticket_of()))[1] >= 6, "the others run in slices"
+
+
+async def test_a_row_whose_first_slice_failed_elsewhere_begins_by_this_servers_terms() -> None:
+    with Simulated(speed=SPEED) as server:
+        async with client_of(server) as client:
+            elsewhere, ticket = slicer_of(client), ticket_of()
+            await elsewhere._begin(ticket)
+            assert ticket.sliced is not None
+            answer, requests = await to_the_end(unheard_slicer(client), ticket)
+    assert isinstance(answer, Completion)
+    assert requests == 1
+
+
+async def test_slices_last_as_long_at_any_pace() -> None:
+    """The simulator is so fast here that they are as long as they may be."""
+    with Simulated(speed=20 * SPEED) as server:
+        async with client_of(server) as client:
+            slicer, ticket = slicer_of(client, slice_tokens=None), ticket_of(max_tokens=2000)
+            await slicer.send(ticket, "run-0-1")
+            assert ticket.sliced is not None
+            assert ticket.sliced.usage.completion_tokens == SLICE_TOKENS
+            await slicer.send(ticket, "run-0-2")
+            assert ticket.sliced.usage.completion_tokens == SLICE_TOKENS + MOST_SLICE_TOKENS

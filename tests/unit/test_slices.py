@@ -16,7 +16,13 @@ from airflow_llm_provider.core.slice_rules import (
     COMPLETIONS_PATH,
     COUNTED,
     FIRST,
+    LEAST_SLICE_TOKENS,
+    MOST_SLICE_TOKENS,
+    SLICE_S,
+    SLICE_TOKENS,
     SliceTerms,
+    eased_pace,
+    slice_tokens_at,
     why_whole,
 )
 from airflow_llm_provider.core.slices import (
@@ -184,6 +190,35 @@ def test_a_row_that_names_no_length_has_what_room_there_is() -> None:
     row = row_of(max_tokens=None, terms=SliceTerms(max_model_len=213, slice_tokens=100))
     assert slice_of(row) == Again()
     assert body_of(row)["max_tokens"] == 110  # 213 - 3 - 100
+
+
+@pytest.mark.parametrize(
+    ("pace", "tokens"),
+    [(None, SLICE_TOKENS), (1 / 0.0013, 256), (1000, 320), (1100, 384), (400, 128), (1, 128), (1e9, 512)],
+)
+def test_a_slice_lasts_as_long_at_any_pace(pace: float | None, tokens: int) -> None:
+    assert slice_tokens_at(pace) == tokens
+    assert LEAST_SLICE_TOKENS <= tokens <= MOST_SLICE_TOKENS
+    assert tokens % 64 == 0
+    if tokens not in (LEAST_SLICE_TOKENS, MOST_SLICE_TOKENS) and pace:
+        assert abs(tokens - pace * SLICE_S) <= 32
+
+
+def test_the_pace_follows_slices_and_not_their_ends() -> None:
+    assert eased_pace(None, tokens=256, seconds=0.5) == 512
+    assert eased_pace(None, tokens=1, seconds=0.5) is None
+    assert eased_pace(500.0, tokens=63, seconds=0.5) == 500
+    assert eased_pace(500.0, tokens=256, seconds=0) == 500
+    assert eased_pace(500.0, tokens=300, seconds=0.3) == pytest.approx(600)
+
+
+def test_the_next_slice_may_have_another_length() -> None:
+    row = row_of()
+    slice_of(row)
+    row.slice_tokens = 150
+    assert body_of(row)["max_tokens"] == 150
+    assert slice_of(row) == Again()
+    assert isinstance(slice_of(row), Landed)
 
 
 def test_min_tokens_are_shared_out() -> None:
