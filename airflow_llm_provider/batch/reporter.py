@@ -60,6 +60,7 @@ class Reporter:
     ) -> None:
         self._store = store
         self._told = told
+        self._told_others = False  # what others have was told once: nobody else would take it back
         self._ledger = ledger
         self._spread = spread
         self._urls = urls
@@ -179,7 +180,8 @@ class Reporter:
         except StorageError as error:  # progress is for people; a run does not fail for it
             log.warning("progress.json could not be written: %s", error)
         if self._told is not None:
-            others = None if occupancy.others is None else 0
+            self._told_others = self._told_others or occupancy.others is not None
+            others = 0 if self._told_others else None
             holds = replace(occupancy, in_flight=0, limit=0, others=others, waiting=others) if ended else occupancy
             await asyncio.to_thread(self._told, holds, replace(self._ledger.settled_here))
 

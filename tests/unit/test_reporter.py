@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import pytest
 
 from airflow_llm_provider.batch.reporter import Reporter
 from airflow_llm_provider.core.chunks import ChunkPlan
@@ -23,8 +24,6 @@ from airflow_llm_provider.storage.store import RunStore
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 LOAD = Load(running=240, waiting=3)
 
@@ -161,6 +160,24 @@ async def test_metrics_are_told_what_this_try_holds_and_at_its_end_that_it_holds
     assert (holds, settled.succeeded) == (occupancy_of(one), 3)
     assert ends == replace(holds, in_flight=0, limit=0, others=0, waiting=0)
     assert at_last.succeeded == 4
+
+
+@pytest.mark.parametrize("how", ["held", "unread"])
+async def test_what_was_told_once_is_told_as_nothing_at_the_end_though_it_is_not_known_by_then(
+    tmp_path: Path, how: str
+) -> None:
+    one = dispatcher(learned=211, own=208)
+    world = World(tmp_path, one)
+    await world.reporter._write(world.reporter._pace(0.0), 0.0)
+    assert one.learnt is not None
+    if how == "held":
+        one.hold()
+        one.learnt.rest()
+    else:
+        one.learnt.look(1.0, None, 208)
+    await world.reporter._write(world.reporter._pace(1.0), 1.0)
+    await world.reporter.finish()
+    assert [holds.others for holds, _ in world.told] == [35, None, 0]
 
 
 async def test_what_was_never_read_is_not_told_as_nothing(tmp_path: Path) -> None:
