@@ -288,7 +288,8 @@ class HeadroomLimit:
         self._peaks.append(sum(number for _, number in self._at_once))
         if arrived or len(self._peaks) == REMEMBERED:
             ranked = sorted(self._peaks)
-            self.headroom = max(1, self.floor, ranked[min(len(ranked) - 1, int(QUANTILE * len(ranked)))])
+            wanted = ranked[min(len(ranked) - 1, int(QUANTILE * len(ranked)))]
+            self.headroom = min(self.slots, max(1, self.floor, wanted))
 
     def _part(self, excess: int) -> int:
         """This task's part of what is to be given back and keeps nobody waiting."""

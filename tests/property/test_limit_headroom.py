@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_llm_provider.core.limit_headroom import CALM_S, LOOK_BUDGET, HeadroomLimit, queued
@@ -201,6 +201,7 @@ def test_a_grant_too_small_for_the_next_row_grows() -> None:
     assert max(limits) >= 24
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.integers(1, 64),
     st.lists(st.tuples(st.integers(0, 80), st.integers(0, 80), st.floats(0.001, 5.0)), max_size=60),
