@@ -51,9 +51,21 @@ class LimitControl:
         dispatcher: says what is in flight there, and whether anything may be.
         runner: obeys.
         name: the server's, for the log.
+        slots: sequences that the server is said to run at once; None where nobody says.
     """
 
-    def __init__(self, learnt: Learnt, reader: LoadReader, *, dispatcher: Dispatcher, runner: Obeys, name: str) -> None:
+    def __init__(
+        self,
+        learnt: Learnt,
+        reader: LoadReader,
+        *,
+        dispatcher: Dispatcher,
+        runner: Obeys,
+        name: str,
+        slots: int | None = None,
+    ) -> None:
+        self._slots = slots
+        """None, too, once it was said that they are too few."""
         self._learnt = learnt
         self._reader = reader
         self._dispatcher = dispatcher
@@ -77,6 +89,8 @@ class LimitControl:
             load = answer if isinstance(answer, Load) else None
             verdict = self._learnt.look(now, load, self._dispatcher.in_flight)
             self._note_unread(answer, verdict)
+            if load is not None:
+                self._note_slots(load)
             self._say(verdict, now)
             self._runner.obey(verdict)
             await asyncio.sleep(verdict.look_in_s)
@@ -98,6 +112,20 @@ class LimitControl:
                     verdict.limit,
                     why,
                 )
+
+    def _note_slots(self, load: Load) -> None:
+        """Say once that the server runs more than it is said to: batch would see it full while there is room."""
+        if self._slots is None or load.running <= self._slots:
+            return
+        log.warning(
+            "%s runs %d sequences at once, and its connection says slots = %d, so batch gets less than is free there, "
+            "or nothing. Set slots to the server's --max-num-seqs, times --data-parallel-size where it has several "
+            "engines",
+            self._name,
+            load.running,
+            self._slots,
+        )
+        self._slots = None
 
     def _say(self, verdict: Verdict, now: float) -> None:
         before = self._said

@@ -112,7 +112,14 @@ async def work_off(
         ]
         reporter.gates = gates
         controls = [
-            LimitControl(dispatcher.learnt, LoadReader(client), dispatcher=dispatcher, runner=lease, name=url)
+            LimitControl(
+                dispatcher.learnt,
+                LoadReader(client),
+                dispatcher=dispatcher,
+                runner=lease,
+                name=url,
+                slots=job.control.slots,
+            )
             for url, client, dispatcher, lease in zip(urls, clients, spread.dispatchers, runner.leases, strict=True)
             if dispatcher.learnt is not None
         ]

@@ -53,7 +53,8 @@ class Law:
 
 
 class World:
-    def __init__(self, *verdicts: Verdict, reads: Any = (QUIET,)) -> None:
+    def __init__(self, *verdicts: Verdict, reads: Any = (QUIET,), slots: int | None = None) -> None:
+        self.slots = slots
         self.law = Law(*(verdicts or (Verdict(limit=4, look_in_s=0.0),)))
         self.learnt = Learnt(self.law)  # type: ignore[arg-type]
         self.reads = list(reads)
@@ -80,6 +81,7 @@ class World:
             dispatcher=self.dispatcher,
             runner=self,
             name="http://gpu1",
+            slots=self.slots,
         )
         task = asyncio.create_task(control.run())
         try:
@@ -190,6 +192,26 @@ async def test_that_it_is_back_is_told_and_the_next_loss_anew(caplog: pytest.Log
 async def test_of_a_server_that_is_down_that_much_is_known(caplog: pytest.LogCaptureFixture) -> None:
     world = World(reads=[HIDDEN])
     world.dispatcher.circuit.lost(Failure(FailureKind.UNREACHABLE, "refused"), 0.0)
+    async with world.running():
+        await world.until_looks(10)
+    assert lines(caplog, logging.WARNING) == []
+
+
+async def test_slots_that_are_fewer_than_the_server_runs_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """As where a server has several data-parallel engines, and the connection says the slots of one."""
+    world = World(
+        Verdict(limit=0, look_in_s=0.0), reads=[Load(running=8, waiting=3), Load(running=13, waiting=0)], slots=8
+    )
+    async with world.running():
+        await world.until_looks(10)
+    (warning,) = lines(caplog, logging.WARNING)
+    assert warning.startswith("http://gpu1 runs 13 sequences at once, and its connection says slots = 8")
+    assert "--max-num-seqs, times --data-parallel-size" in warning
+
+
+@pytest.mark.parametrize("slots", [None, 13])
+async def test_slots_that_are_enough_are_not_told_of(slots: int | None, caplog: pytest.LogCaptureFixture) -> None:
+    world = World(reads=[Load(running=13, waiting=50)], slots=slots)
     async with world.running():
         await world.until_looks(10)
     assert lines(caplog, logging.WARNING) == []
