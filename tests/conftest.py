@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 from blockbuster import BlockBuster
+from hypothesis import HealthCheck, settings
 
 from airflow_llm_provider.testing import StubVLLM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# A busy machine is slow, which says nothing about the code.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
