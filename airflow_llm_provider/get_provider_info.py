@@ -18,8 +18,8 @@ _CONN_FIELDS: dict[str, Any] = {
     },
     "slots": {
         "label": "Slots",
-        "description": "The server's --max-num-seqs: how many sequences it runs at once. Where real-time is served, "
-        "batch needs it to tell what is free.",
+        "description": "The server's --max-num-seqs, times --data-parallel-size: how many sequences it runs at once. "
+        "Where real-time is served, batch needs it to tell what is free.",
         "schema": {"type": ["integer", "null"], "minimum": 1},
     },
     "extra_headers": {

@@ -15,10 +15,13 @@ from airflow_llm_provider.batch import reporter
 from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.batch.execution import EmptySourceSkip
 from airflow_llm_provider.batch.stop import StopSwitch
+from airflow_llm_provider.core.control_law import ControlLaw
+from airflow_llm_provider.core.load import Load
 from airflow_llm_provider.core.prompt import RequestSpec
 from airflow_llm_provider.core.release import Terms
 from airflow_llm_provider.core.tolerance import Tolerance
 from airflow_llm_provider.core.window_text import parse_windows
+from airflow_llm_provider.endpoint.load import LoadReader
 from airflow_llm_provider.exceptions import (
     ConfigurationError,
     EndpointDownError,
@@ -696,3 +699,13 @@ def test_stopped_while_nothing_comes_back(stub: StubVLLM, source: str, store: Ru
             break
         threading.Event().wait(0.005)
     assert stub.in_flight == 0
+
+
+def test_a_server_that_runs_more_than_its_slots_is_told_of(
+    stub: StubVLLM, folder: Path, source: str, mocker: MockerFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    loads = iter([Load(running=16, waiting=0)])
+    mocker.patch.object(LoadReader, "read", side_effect=lambda: next(loads, Load(running=0, waiting=0)))
+    manifest = run(job_of(stub, source, control=ControlLaw(kind="headroom", slots=8)), RunStore(str(folder)))
+    assert manifest["counts"]["succeeded"] == 10
+    assert sum("its connection says slots = 8" in message for message in caplog.messages) == 1
