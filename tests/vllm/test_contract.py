@@ -70,6 +70,7 @@ def text(prompt: str = "hello", **fields: Any) -> bytes:
 
 
 LONG = chat(max_tokens=8000, ignore_eos=True)  # seconds or a minute, as fast as the machine is
+LENGTHS = (8000, 6700, 5300, 4100)  # those that are sent again and again do not end together
 
 
 async def send(server: RealVLLM, body: bytes, path: str = CHAT, **settings: Any) -> Completion | Failure:
@@ -106,6 +107,9 @@ async def present(server: RealVLLM) -> float:
     return await gauge(server, "vllm:num_requests_running{", "vllm:num_requests_waiting{")
 
 
+AGAIN = {FailureKind.BUSY, FailureKind.STALE_CONNECTION}  # another one took its place; we were kept from running
+
+
 class Held:
     """Requests that hold places in a server however fast it is: each is sent again when it has ended."""
 
@@ -138,7 +142,7 @@ class Held:
                 self.completions.append(answer)
             if not self._again:
                 return answer
-            if isinstance(answer, Failure) and answer.kind is FailureKind.BUSY:  # another one took its place
+            if isinstance(answer, Failure) and answer.kind in AGAIN:
                 await asyncio.sleep(0.05)
             elif isinstance(answer, Failure):
                 return answer
@@ -270,7 +274,7 @@ async def test_cancelling_frees_the_slot(vllm: RealVLLM) -> None:
     before = await gauge(vllm, ended)
     async with client_of(vllm) as client:
         held = Held(client)
-        await held.hold(vllm, *[LONG] * SLOTS)
+        await held.hold(vllm, *[chat(max_tokens=length, ignore_eos=True) for length in LENGTHS[:SLOTS]])
         await cancel(held.tasks)
         await until(idle)
     ran_to_their_end = await gauge(vllm, ended) - before - len(held.completions)
@@ -342,17 +346,23 @@ async def test_told_to_stop_it_answers_with_nothing_we_would_keep(doomed: RealVL
     its connections to close, as we would wait for its answers. A refused connection tells; giving up lets it end.
     """
     async with client_of(doomed) as client:
-        stream = chat(max_tokens=8000, ignore_eos=True, stream=True, stream_options={"include_usage": True})
+        streamed = {"stream": True, "stream_options": {"include_usage": True}}
+        fields = ({}, streamed, {}, streamed)
+        bodies = [chat(max_tokens=n, ignore_eos=True, **more) for n, more in zip(LENGTHS, fields, strict=True)]
         held = Held(client)
-        await held.hold(doomed, LONG, stream, LONG, stream)
+        await held.hold(doomed, *bodies)
         tasks = held.last()
         doomed.terminate()
         answered, unanswered = await asyncio.wait(tasks, timeout=30)
-        answers = [task.result() for task in answered]
-        log.info("told to stop, it answered %s, and %d requests not at all", answers, len(unanswered))
-        for answer in answers:
+        failures = [answer for task in answered if isinstance(answer := task.result(), Failure)]
+        log.info("told to stop, it answered %s, and %d requests not at all", failures, len(unanswered))
+        assert unanswered or {failure.kind for failure in failures} & STOPPED, "none was in flight when it was told"
+        for length, task in zip(LENGTHS, tasks, strict=True):
+            if task in unanswered:
+                continue
+            answer = task.result()
             if isinstance(answer, Completion):  # it had ended before the server took notice
-                assert (answer.finish_reason, answer.usage.completion_tokens) == ("length", 8000)
+                assert (answer.finish_reason, answer.usage.completion_tokens) == ("length", length)
             else:
                 assert answer.kind in {*STOPPED, FailureKind.STALE_CONNECTION, FailureKind.UNREACHABLE}
 
@@ -386,8 +396,7 @@ async def test_a_draining_server_ends_its_work_and_takes_no_more(draining: RealV
         # a connection that is open before: a server that drains may well accept no new one
         assert isinstance(await second.send(CHAT, chat(), request_id="before"), Completion)
         held = Held(client)
-        lengths = (8000, 5300, 2700)  # they do not end together, and so not all of them just before the stop
-        await held.hold(draining, *[chat(max_tokens=length, ignore_eos=True) for length in lengths])
+        await held.hold(draining, *[chat(max_tokens=length, ignore_eos=True) for length in LENGTHS[:3]])
         assert isinstance(await second.send(CHAT, chat(), request_id="before"), Completion)
         tasks = held.last()
         draining.terminate()
@@ -396,7 +405,7 @@ async def test_a_draining_server_ends_its_work_and_takes_no_more(draining: RealV
             late.append(await second.send(CHAT, chat(), request_id="late"))
             await asyncio.sleep(0.1)
         answers = await asyncio.gather(*tasks)
-    for completion, length in zip(answers, lengths, strict=True):
+    for completion, length in zip(answers, LENGTHS[:3], strict=True):
         assert isinstance(completion, Completion)
         assert (completion.finish_reason, completion.usage.completion_tokens) == ("length", length)
     kinds = [failure.kind for failure in late if isinstance(failure, Failure)]
