@@ -214,7 +214,7 @@ class TestControl:
         assert learnt is not None
         assert learnt.limit == 0
         learnt.look(0.0, Load(running=2, waiting=1), 0)
-        assert (learnt.limit, learnt.others) == (4, 3)
+        assert (learnt.limit, learnt.others) == (2, 3)
         learnt.rest()
         assert (learnt.limit, learnt.others, learnt.load) == (0, 0, None)
 
