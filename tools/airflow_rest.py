@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 FINAL_RUN_STATES = frozenset({"success", "failed"})
 REQUEST_TIMEOUT_S = 60.0  # one API worker shares two cores with everything else
 POLL_S = 0.5
+DATABASE_TRIES = 6
+"""SQLite is locked now and then while the scheduler writes, and Airflow answers with a 500 that changed nothing."""
 
 # no proxy from the environment: everything here is on 127.0.0.1
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -76,6 +78,13 @@ class AirflowRest:
         if self._token is None:
             self._token = _send(_request("GET", f"{self.url}/auth/token", None, {}))["access_token"]
         headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
+        for _ in range(DATABASE_TRIES - 1):
+            try:
+                return _send(_request(method, f"{self.url}/api/v2{path}", body, headers))
+            except AirflowRestError as error:
+                if error.status != HTTPStatus.INTERNAL_SERVER_ERROR or "Database error" not in str(error):
+                    raise
+                time.sleep(POLL_S)  # noqa: TID251
         return _send(_request(method, f"{self.url}/api/v2{path}", body, headers))
 
     # --- DAGs and runs ------------------------------------------------------------------------------
