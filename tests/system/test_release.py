@@ -84,8 +84,8 @@ def test_a_run_that_needs_three_nights_takes_three(
     source, results = write_rows(tmp_path / "rows.jsonl", 500), tmp_path / "results"
     begin = datetime.now(LONDON).replace(microsecond=0) + timedelta(seconds=8)
     # The first one is longer than the 30 s that a row is taken to need before one has been measured.
-    opens = [begin, begin + timedelta(seconds=105), begin + timedelta(seconds=175)]
-    closes = [begin + timedelta(seconds=60), begin + timedelta(seconds=130), begin + timedelta(minutes=10)]
+    opens = [begin, begin + timedelta(seconds=90), begin + timedelta(seconds=160)]
+    closes = [begin + timedelta(seconds=45), begin + timedelta(seconds=115), begin + timedelta(minutes=10)]
     nights = list(zip(opens, closes, strict=True))
     connect(llm_airflow, "vllm_nights", llm_stub, window=window_text(*nights))
     llm_airflow.rest.wait_for_dag("nights")
