@@ -31,7 +31,8 @@ them that is fast enough. So the law is made of what all tasks see alike, ``T``,
   multiplicative decrease).
 - **Looks.** ``rate = LOOK_BUDGET / cost of a look * (s + s') / 2``, `LOOKS_PER_S` at most, with ``s = own / T`` and
   ``s'`` its mean over `MEAN_SHARE_S`: shares add up to 1, so do the looks of all tasks to the budget, however many
-  there are. One look in `SLOWEST_LOOK_S` is always made.
+  there are. Each task looks once in `SLOWEST_LOOK_S` at least, or, where looks
+  are dear, as often as `LEAST_BUDGET` allows.
 
 **What it gave up** the server shows for a moment yet: `core.departing` takes it from ``T``.
 
