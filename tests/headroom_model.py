@@ -174,12 +174,7 @@ class Model:
         verdict = task.law.look(self._now, load, len(task.own))
         task.limit = verdict.limit
         latest = sorted(task.own, key=lambda work: work.arrived_s, reverse=True)
-        young = [
-            work
-            for work in latest[verdict.give_up : verdict.give_up + verdict.give_up_young]
-            if self._now - work.arrived_s < verdict.young_s
-        ]
-        for work in (*latest[: verdict.give_up], *young):
+        for work in latest[: verdict.give_up]:
             self.yields += 1
             task.own.remove(work)
             task.begun.append(work.left)

@@ -81,31 +81,25 @@ class Flights:
             if self._given_up.setdefault(task, ending) is ending:
                 task.cancel()
 
-    def give_up_some(self, sequences: int, *, young: int = 0, young_s: float = 0.0) -> None:
+    def give_up_some(self, sequences: int) -> None:
         """Give up the requests whose loss is the cheapest: those that were sent last. `Yielded` is reported for each.
 
         Args:
             sequences: how many sequences are given up; of a request for several answers, all are.
-            young: how many more, of requests sent within the last `young_s` seconds.
-            young_s: see `young`.
 
         A row that was given up `OFTEN` times in a row with nothing kept of it is spared: it would never end.
         """
-        now = asyncio.get_running_loop().time()
         latest = sorted(
             ((ticket.sent_s, task, ticket) for task, ticket in self._tickets.items() if task not in self._given_up),
             key=lambda each: each[0],
             reverse=True,
         )
-        for sent_s, task, ticket in latest:
-            if sequences <= 0 and (young <= 0 or now - sent_s >= young_s):
+        for _, task, ticket in latest:
+            if sequences <= 0:
                 return
             if ticket.fruitless >= OFTEN:
                 continue
-            if sequences > 0:
-                sequences -= ticket.request.sequences
-            else:
-                young -= ticket.request.sequences
+            sequences -= ticket.request.sequences
             self._given_up[task] = Yielded()
             task.cancel()
 

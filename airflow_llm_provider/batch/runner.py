@@ -245,8 +245,8 @@ class Lease:
 
     def obey(self, verdict: Verdict) -> None:
         """Do what follows from the server's load; the limit is the dispatcher's already."""
-        if verdict.give_up or verdict.give_up_young:
-            self._server.give_up_some(verdict.give_up, young=verdict.give_up_young, young_s=verdict.young_s)
+        if verdict.give_up:
+            self._server.give_up_some(verdict.give_up)
         self._runner.pump()
 
     def stay(self) -> None:

@@ -95,9 +95,9 @@ class Server:
         """Give up what is in flight; see `Flights.give_up`."""
         self._flights.give_up(ending)
 
-    def give_up_some(self, sequences: int, *, young: int = 0, young_s: float = 0.0) -> None:
+    def give_up_some(self, sequences: int) -> None:
         """Give up a part of it; see `Flights.give_up_some`."""
-        self._flights.give_up_some(sequences, young=young, young_s=young_s)
+        self._flights.give_up_some(sequences)
 
     async def watch_identity(self) -> None:
         """Look at the server from time to time: for a swapped model, and for a stop that it never completes.

@@ -16,12 +16,13 @@ import orjson
 
 from airflow_llm_provider.core.request import Completion
 from airflow_llm_provider.core.retry import Failure, FailureKind, Reaction
-from airflow_llm_provider.core.slice_rules import CHAT_PATH, SliceTerms, eased_pace, slice_tokens_at
+from airflow_llm_provider.core.slice_rules import CHAT_PATH, SHORT, SliceTerms, eased_pace, slice_tokens_at
 from airflow_llm_provider.core.slices import PARSED, Again, Landed, Look, Whole, begin
 from airflow_llm_provider.endpoint.failure import classify, garbled, read_json
 from airflow_llm_provider.endpoint.slice_terms import read_terms
 
 if TYPE_CHECKING:
+    from airflow_llm_provider.core.limit import Learnt
     from airflow_llm_provider.core.row_queue import Ticket
     from airflow_llm_provider.core.slices import SlicedRow, Step
     from airflow_llm_provider.endpoint.client import EndpointClient
@@ -79,19 +80,28 @@ class Slicer(Plain):
         name: the server's, for the log.
         ending: see `core.slices.begin`; one for all servers of a run.
         slice_tokens: tokens of a slice; None: as many as the server's pace says (`core.slice_rules.slice_tokens_at`).
+        learnt: says whether real-time is quiet there; None: nobody does, and slices are as short as beside it.
 
     Some reasoning parsers take nothing from an answer whose end marker is still to come, so that a first slice does not
     show them. So until a long chat row was answered whole, all of them run whole; see `heard`.
     """
 
     def __init__(
-        self, client: EndpointClient, *, model: str, name: str, ending: set[int], slice_tokens: int | None = None
+        self,
+        client: EndpointClient,
+        *,
+        model: str,
+        name: str,
+        ending: set[int],
+        slice_tokens: int | None = None,
+        learnt: Learnt | None = None,
     ) -> None:
         super().__init__(client)
         self._model = model
         self._name = name
         self._ending = ending
         self._fixed_tokens = slice_tokens
+        self._learnt = learnt
         self._pace: float | None = None  # of the slices here, tokens/s
         self._heard = False  # whether a long chat row was answered whole, with nothing parsed
         self._terms: dict[str, SliceTerms | None] = {}  # by path; None: not to be had
@@ -153,7 +163,9 @@ class Slicer(Plain):
 
     @property
     def _tokens(self) -> int:
-        return slice_tokens_at(self._pace) if self._fixed_tokens is None else self._fixed_tokens
+        if self._fixed_tokens is not None:
+            return self._fixed_tokens
+        return slice_tokens_at(self._pace, calm=self._learnt is not None and self._learnt.calm)
 
     def _here(self, row: SlicedRow, step: Step) -> Step:
         """What a row that began elsewhere, by other terms, leads to is that row's alone."""
@@ -197,7 +209,7 @@ class Slicer(Plain):
             return False
         row = begin(ticket.request, replace(terms, slice_tokens=self._tokens), self._ending)
         if isinstance(row, str):
-            ticket.whole = True
+            ticket.whole = row != SHORT  # which depends on how long a slice is
             self._say(f"Rows run whole where {row}", row)
         elif path == CHAT_PATH and not self._heard:
             return True

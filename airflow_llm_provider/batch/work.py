@@ -79,7 +79,7 @@ async def work_off(
         clients = [await stack.enter_async_context(EndpointClient(job.endpoint, base_url=url)) for url in urls]
         runner = Runner(
             clients=list(zip(clients, owns, strict=True)),
-            senders=_senders(job, clients, model),
+            senders=_senders(job, clients, spread.dispatchers, model),
             spread=spread,
             recorder=recorder,
             ledger=ledger,
@@ -131,14 +131,16 @@ async def work_off(
             await reporter.finish()
 
 
-def _senders(job: BatchJob, clients: Sequence[EndpointClient], model: str) -> list[Plain]:
+def _senders(
+    job: BatchJob, clients: Sequence[EndpointClient], dispatchers: Sequence[Dispatcher], model: str
+) -> list[Plain]:
     """Rows run in slices where batch may have to give way between two of them."""
     if not job.control.slices:
         return [Plain(client) for client in clients]
     ending: set[int] = set()
     return [
-        Slicer(client, model=model, name=url, ending=ending)
-        for client, url in zip(clients, job.endpoint.base_urls, strict=True)
+        Slicer(client, model=model, name=url, ending=ending, learnt=dispatcher.learnt)
+        for client, url, dispatcher in zip(clients, job.endpoint.base_urls, dispatchers, strict=True)
     ]
 
 

@@ -26,18 +26,16 @@ class Verdict:
         limit: sequences in flight at most, 0 or more.
         give_up: how many of those in flight are cancelled now, the cheapest loss first; the others above `limit` end
             by themselves and are not replaced.
-        give_up_young: how many more, of those that have been in flight for less than `young_s`.
-        young_s: see `give_up_young`.
         reason: why the limit is what it is, for the log.
         look_in_s: when the load should be read again.
+        calm: whether real-time is quiet, so that giving way will not be asked for soon.
     """
 
     limit: int
     give_up: int = 0
-    give_up_young: int = 0
-    young_s: float = 0.0
     reason: str = ""
     look_in_s: float = IDLE_LOOK_S
+    calm: bool = False
 
 
 class Limit(Protocol):
@@ -132,17 +130,19 @@ class Learnt:
         self.others = 0
         """Sequences of everybody else in the server at the last look: real-time, and batch tasks of other runs."""
         self.reason = ""
+        self.calm = False
+        """Whether real-time was quiet at the last look."""
 
     def look(self, now: float, load: Load | None, own: int) -> Verdict:
         """Ask the law what follows from `load` (None: it could not be read), with `own` sequences in flight."""
         verdict = self._law.unread(now, own) if load is None else self._law.look(now, load, own)
-        self.limit, self.reason, self.load = verdict.limit, verdict.reason, load
+        self.limit, self.reason, self.load, self.calm = verdict.limit, verdict.reason, load, verdict.calm
         self.others = 0 if load is None else max(0, load.total - own)
         return verdict
 
     def rest(self) -> None:
         """Nothing may be sent, for whatever reason: what was learned is stale when something may be again."""
-        self.limit, self.load, self.others, self.reason = 0, None, 0, ""
+        self.limit, self.load, self.others, self.reason, self.calm = 0, None, 0, "", False
         self._law.rested()
 
     def gave_up(self, now: float, sequences: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CHOSEN_COST_S = 0.0007
+CHOSEN_COST_S = 0.00045
 """Of a page with nothing else on it; see `endpoint.load`."""
 
 

@@ -35,6 +35,10 @@ SLICE_STEP = 64
 SLICE_S = 0.35
 """How long a slice should last: what is lost, or waited for, where a row gives way."""
 
+CALM_SLICE_S = 1.0
+"""The same while real-time is quiet, and rows give way once in a while. A slice's start costs as much as some ten
+tokens, so the rarer it is lost, the longer it should be: as the root of the time between (Young 1974)."""
+
 EASE = 0.2
 """A new slice's weight in the pace."""
 
@@ -59,6 +63,9 @@ FIRST = frozenset(
 
 COUNTED = frozenset({"max_tokens", "max_completion_tokens", "min_tokens"})
 """Shared out among the slices."""
+
+SHORT = "it is short"
+"""Why a row runs whole that has no other reason to."""
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
@@ -117,15 +124,17 @@ class SliceTerms:
         return WORTH * self.slice_tokens
 
 
-def slice_tokens_at(pace: float | None) -> int:
+def slice_tokens_at(pace: float | None, *, calm: bool = False) -> int:
     """The tokens of the next slice: ``SLICE_S * pace``, to the nearest multiple of 64, 128 at least and 512 at most.
 
     Args:
         pace: of one row in slices, tokens/s; None: not known, and a slice has `SLICE_TOKENS`.
+        calm: whether real-time is quiet: `CALM_SLICE_S` instead of `SLICE_S` then.
     """
     if pace is None:
         return SLICE_TOKENS
-    tokens = min(max(SLICE_S * pace, LEAST_SLICE_TOKENS), MOST_SLICE_TOKENS)
+    tokens = (CALM_SLICE_S if calm else SLICE_S) * pace
+    tokens = min(max(tokens, LEAST_SLICE_TOKENS), MOST_SLICE_TOKENS)
     return round(tokens / SLICE_STEP) * SLICE_STEP
 
 
@@ -187,7 +196,7 @@ def _why_short(path: str, body: Mapping[str, Any], terms: SliceTerms) -> str | N
         return f"the server may end it after {most} tokens"
     if least > asked:
         return "its min_tokens is above what it may take"
-    return None if asked > terms.worth_tokens else "it is short"
+    return None if asked > terms.worth_tokens else SHORT
 
 
 def _is_text(messages: Any) -> bool:

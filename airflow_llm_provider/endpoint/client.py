@@ -19,12 +19,13 @@ from yarl import URL
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.endpoint.failure import Answer, classify, garbled, read_json, shorten
 from airflow_llm_provider.endpoint.identity import ServedModel, ServerIdentity
+from airflow_llm_provider.endpoint.polled_page import PolledPage
 from airflow_llm_provider.endpoint.transport import ssl_context, watchful_socket
 from airflow_llm_provider.endpoint.wire import decode
 from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from aiohttp.client_proto import ResponseHandler
@@ -83,6 +84,7 @@ class EndpointClient:
         self._ssl = ssl_context(settings.verify) if base_url.startswith("https://") else True
         self._urls: dict[str, URL] = {}  # by path: parsing one costs as much as decoding an answer
         self._session: aiohttp.ClientSession | None = None
+        self._polled: list[PolledPage] = []
         self._secrets = _secrets(settings)
         try:
             url = self._url("/")
@@ -96,19 +98,9 @@ class EndpointClient:
 
     async def __aenter__(self) -> Self:
         settings = self._settings
-        headers = CIMultiDict(
-            {
-                "Content-Type": "application/json",
-                "Accept-Encoding": "identity",  # unpacking costs more CPU than a local network saves
-                "User-Agent": "airflow-llm-provider",
-            }
-        )
-        headers.update(settings.extra_headers)
-        if settings.api_key:
-            headers["Authorization"] = f"Bearer {settings.api_key}"
         self._session = aiohttp.ClientSession(
             connector=_Connector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=self._ssl, socket_factory=watchful_socket),
-            headers=headers,
+            headers=self._headers({"Content-Type": "application/json"}),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=settings.request_timeout_s, connect=settings.connect_timeout_s),
             trust_env=False,  # prompts go to the server the connection names, not to a proxy of the environment
@@ -118,6 +110,8 @@ class EndpointClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for page in self._polled:
+            page.close()
         if self._session is not None:
             await self._session.close()
 
@@ -226,6 +220,22 @@ class EndpointClient:
             location=headers.get("Location"),
             secrets=self._secrets,
         )
+
+    def polled(self, path: str) -> PolledPage:
+        """A page that is asked for many times a second, on a connection of its own, until this client is closed."""
+        url = self._url(path)
+        page = PolledPage(self._settings, url, self._headers({"Host": url.raw_authority}))
+        self._polled.append(page)
+        return page
+
+    def _headers(self, first: Mapping[str, str]) -> CIMultiDict[str]:
+        headers = CIMultiDict(first)
+        headers["Accept-Encoding"] = "identity"  # unpacking costs more CPU than a local network saves
+        headers["User-Agent"] = "airflow-llm-provider"
+        headers.update(self._settings.extra_headers)
+        if self._settings.api_key:
+            headers["Authorization"] = f"Bearer {self._settings.api_key}"
+        return headers
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -19,7 +19,6 @@ from airflow_llm_provider.endpoint.failure import classify
 
 if TYPE_CHECKING:
     from airflow_llm_provider.endpoint.client import EndpointClient
-    from airflow_llm_provider.endpoint.failure import Answer
 
 RUNNING = "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
@@ -46,28 +45,38 @@ class LoadReader:
     def __init__(self, client: EndpointClient) -> None:
         self._client = client
         self._path = CHOSEN
+        self._polled = client.polled(CHOSEN)
 
     async def read(self) -> Load | Failure | None:
         """The load; a `Failure` where nothing could be read, None where what was read tells no load.
 
         All series are added up: a server with data-parallel engines has one of each for every engine.
         """
-        answer = await self._client.get(self._path, wait_s=WAIT_S)
-        if self._path == CHOSEN and not isinstance(answer, Failure) and _load(answer, CHOSEN_COST_S) is None:
-            answer = await self._client.get(WHOLE, wait_s=WAIT_S)
-            if not isinstance(answer, Failure) and _load(answer, WHOLE_COST_S) is not None:
-                self._path = WHOLE
+        if self._path == CHOSEN:
+            polled = await self._polled.get(WAIT_S)
+            if polled is None:  # asked once more, in the usual way, it is told why
+                answer = await self._client.get(CHOSEN, wait_s=WAIT_S)
+                if isinstance(answer, Failure):
+                    return answer
+                polled = answer.status, answer.body
+            if (load := _load(*polled, CHOSEN_COST_S)) is not None:
+                return load
+        answer = await self._client.get(WHOLE, wait_s=WAIT_S)
         if isinstance(answer, Failure):
             return answer
         if answer.status != 200:  # noqa: PLR2004
             return classify(answer)
-        return _load(answer, CHOSEN_COST_S if self._path == CHOSEN else WHOLE_COST_S)
+        load = _load(answer.status, answer.body, WHOLE_COST_S)
+        if load is not None:
+            self._path = WHOLE
+            self._polled.close()
+        return load
 
 
-def _load(answer: Answer, cost_s: float) -> Load | None:
-    if answer.status != 200:  # noqa: PLR2004
+def _load(status: int, body: bytes, cost_s: float) -> Load | None:
+    if status != 200:  # noqa: PLR2004
         return None
-    page = Page(answer.body, FAMILIES)
+    page = Page(body, FAMILIES)
     running, waiting = page.total(RUNNING), page.total(WAITING)
     if running is None or waiting is None or not 0 <= running + waiting < math.inf:
         return None

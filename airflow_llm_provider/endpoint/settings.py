@@ -165,6 +165,11 @@ class EndpointSettings:
                 )
         if self.slots is not None and self.slots < 1:
             raise ConfigurationError(f"The vLLM connection's slots must be 1 or more, not {self.slots}")
+        for name, value in self.extra_headers.items():
+            if any(sign in name + value for sign in "\r\n\0"):
+                raise ConfigurationError(
+                    f"The vLLM connection's header {name!r} has a line break, or its value has. Write it on one line"
+                )
         for name in ("connect_timeout_s", "request_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"The vLLM connection's {name} must be above 0, not {getattr(self, name)}")

@@ -179,6 +179,5 @@ class _WatchedLearnt(Learnt):
         """See `Learnt.look`."""
         verdict = super().look(now, load, own)
         if load is not None:
-            gone = verdict.give_up + verdict.give_up_young
-            self._looks.append((now, load.running, load.waiting, own, verdict.limit, gone))
+            self._looks.append((now, load.running, load.waiting, own, verdict.limit, verdict.give_up))
         return verdict

@@ -26,7 +26,7 @@ from airflow_llm_provider.core.limit import FixedLimit, Learnt, Verdict
 from airflow_llm_provider.core.load import Load
 from airflow_llm_provider.core.request import Position, RowRequest
 from airflow_llm_provider.core.row_queue import RowQueue, Ticket
-from airflow_llm_provider.core.slice_rules import SLICE_TOKENS, WORTH
+from airflow_llm_provider.core.slice_rules import WORTH, eased_pace, slice_tokens_at
 from airflow_llm_provider.simulator.engine import (
     LARGE_GPU,
     TINY_ON_CPU,
@@ -67,10 +67,10 @@ class _Row:
     answer: int
     done: int = 0
 
-    def next_tokens(self, *, slices: bool) -> int:
-        """Of its next request."""
+    def next_tokens(self, slice_tokens: int | None) -> int:
+        """Of its next request; `slice_tokens`: None where rows run whole."""
         left = self.answer - self.done
-        return SLICE_TOKENS if slices and left > WORTH * SLICE_TOKENS else left
+        return left if slice_tokens is None or left <= WORTH * slice_tokens else slice_tokens
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,6 +96,7 @@ class _Task:
     number: int
     dispatcher: Dispatcher
     rng: Random
+    pace: float | None = None
     rows: dict[int, _Row] = field(default_factory=dict)
     flights: dict[str, _Flight] = field(default_factory=dict)
     landed: list[Stretch] = field(default_factory=list)
@@ -252,7 +253,7 @@ class World:
     def _send(self, now: float, task: _Task, ticket: Ticket) -> None:
         row = task.rows[ticket.request.index]
         request_id = f"batch-{next(self._ids)}"
-        tokens = row.next_tokens(slices=self._policy.slices)
+        tokens = row.next_tokens(self._slice_tokens(task))
         blocks = (row.prompt + row.answer) // self._spec.block_size
         request = SimRequest(
             request_id=request_id,
@@ -269,6 +270,11 @@ class World:
                 self._engine.submit(now, request)
 
         self._at(now + NETWORK_S, submit)
+
+    def _slice_tokens(self, task: _Task) -> int | None:
+        if not self._policy.slices:
+            return None
+        return slice_tokens_at(task.pace, calm=task.dispatcher.learnt is not None and task.dispatcher.learnt.calm)
 
     def _finished(self, event: Finished) -> None:
         if (sample := self._samples.get(event.request_id)) is not None:
@@ -289,6 +295,7 @@ class World:
             Stretch(from_s=event.at_s - event.inference_s, to_s=event.at_s, amount=event.generated_tokens)
         )
         self._count(now, "ok")
+        task.pace = eased_pace(task.pace, tokens=event.generated_tokens, seconds=now - ticket.sent_s)
         row = task.rows[ticket.request.index]
         row.done += event.generated_tokens
         if row.done < row.answer:
@@ -317,27 +324,23 @@ class World:
             raise AssertionError
         own = task.dispatcher.in_flight
         verdict = learnt.look(now, load, own)
-        gone = verdict.give_up + verdict.give_up_young
-        task.looks.append((now, load.running, load.waiting, own, verdict.limit, gone))
-        if gone:
+        task.looks.append((now, load.running, load.waiting, own, verdict.limit, verdict.give_up))
+        if verdict.give_up:
             self._give_up(now, task, verdict)
         self._pump(now, task)
         self._at(now + verdict.look_in_s, partial(self._look, task=task))
 
     def _give_up(self, now: float, task: _Task, verdict: Verdict, *, cancel_s: float = CANCEL_S) -> None:
         """As `batch.flights.Flights.give_up_some`."""
-        must, young = verdict.give_up, verdict.give_up_young
+        must = verdict.give_up
         latest = sorted(task.flights.items(), key=lambda each: each[1].ticket.sent_s, reverse=True)
         for request_id, flight in latest:
             ticket = flight.ticket
-            if must <= 0 and (young <= 0 or now - ticket.sent_s >= verdict.young_s):
+            if must <= 0:
                 return
             if ticket.fruitless >= OFTEN and self._policy.law != "ideal":
                 continue
-            if must > 0:
-                must -= 1
-            else:
-                young -= 1
+            must -= 1
             del task.flights[request_id]
             self._count(now, "given-up")
             task.dispatcher.yielded(ticket, now)

@@ -144,9 +144,9 @@ def fly(world: World, *ages_s: float, sequences: int = 1, fruitless: int = 0, fi
         world.flights.start([Ticket(request, sends=1, sent_s=now - age_s, fruitless=fruitless)])
 
 
-async def given_up(world: World, sequences: int, **young: Any) -> list[int]:
+async def given_up(world: World, sequences: int) -> list[int]:
     await world.turn()
-    world.flights.give_up_some(sequences, **young)
+    world.flights.give_up_some(sequences)
     await world.turn()
     assert all(ending == Yielded() for _, ending in world.landed)
     return sorted(index for index, _ in world.landed)
@@ -164,26 +164,13 @@ async def test_a_request_for_several_answers_counts_as_several(world: World) -> 
     assert await given_up(world, 4) == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("sequences", "young", "gone"), [(0, 1, [3]), (0, 9, [2, 3]), (1, 1, [2, 3]), (1, 9, [2, 3]), (3, 9, [1, 2, 3])]
-)
-async def test_of_the_others_only_the_young_ones_are(world: World, sequences: int, young: int, gone: list[int]) -> None:
-    fly(world, 40, 30, 4, 2)
-    assert await given_up(world, sequences, young=young, young_s=5.0) == gone
-
-
-async def test_young_requests_for_several_answers_count_as_several_too(world: World) -> None:
-    fly(world, 4, 3, 2, sequences=2)
-    assert await given_up(world, 0, young=2, young_s=5.0) == [2]
-
-
 async def test_a_row_given_up_too_often_is_finished_and_another_one_goes_instead(world: World) -> None:
     fly(world, 10, fruitless=OFTEN)
     fly(world, 20, fruitless=OFTEN - 1, first=1)
     fly(world, 30, first=2)
     assert await given_up(world, 1) == [1]
     assert await given_up(world, 2) == [1, 2]
-    assert await given_up(world, 5, young=5, young_s=60.0) == [1, 2]
+    assert await given_up(world, 5) == [1, 2]
 
 
 async def test_what_is_given_up_already_is_not_counted_again(world: World) -> None:

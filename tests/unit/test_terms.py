@@ -204,7 +204,7 @@ class TestControl:
         if most is None or learnt is None:
             return
         now = 0.0
-        for _ in range(100):  # nobody else is there: it is a calm soon
+        for _ in range(400):  # nobody else is there: it is a calm soon
             verdict = learnt.look(now, Load(running=min(learnt.limit, law.slots or 0), waiting=0), learnt.limit)
             now += verdict.look_in_s
         assert learnt.limit == most
@@ -214,7 +214,9 @@ class TestControl:
         assert learnt is not None
         assert learnt.limit == 0
         learnt.look(0.0, Load(running=2, waiting=1), 0)
-        assert (learnt.limit, learnt.others) == (2, 3)
+        assert (learnt.limit, learnt.others) == (0, 3)  # somebody else may be about to take the room that is there
+        learnt.look(1.5, Load(running=2, waiting=1), 0)
+        assert (learnt.limit, learnt.others) == (1, 3)
         learnt.rest()
         assert (learnt.limit, learnt.others, learnt.load) == (0, 0, None)
 

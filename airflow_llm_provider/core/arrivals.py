@@ -1,0 +1,98 @@
+"""What real-time on a server has wanted of late: how many slots at once, and whether it is quiet now.
+
+Owns both figures, and how an arrival is told from noise. Pure. Does not know what follows from them
+(`core.limit_headroom`).
+
+A task sees others as ``total - own``. That wavers by what is under way: a row of the task's own that has ended in the
+server, and whose answer is still to be read, hides somebody for some milliseconds. So an arrival is a rise above all
+that was seen in the last `WAVERS_S`.
+
+- **Headroom**: the `QUANTILE` of what arrived within `REACTION_S`, over the latest `REMEMBERED` looks, 1 at least: as
+  many slots as real-time has wanted at once, before one could be freed. It is 1 once it has been quiet for
+  `PASSING_GAPS` times the usual gap between two arrivals.
+- **Calm**: quiet for `CALM_GAPS` gaps, or `CALM_S`, whichever is shorter: a burst is over when what should have come
+  several times over has not come.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+CALM_S = 2.0
+CALM_GAPS = 6.0
+PASSING_GAPS = 4.0
+
+EASE = 0.2
+"""A gap's weight in the usual one."""
+
+FIRST_GAP_S = CALM_S / 4
+"""The usual gap where a burst begins."""
+
+REACTION_S = 0.09
+QUANTILE = 0.95
+REMEMBERED = 300
+WAVERS_S = 0.06
+LATEST_S = 0.025
+"""Growth goes by the most others that were seen for so long."""
+
+
+class Arrivals:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self.headroom = 1
+        self._others: deque[tuple[float, int]] = deque()  # of the last `WAVERS_S`, the latest look at least
+        self._at_once: deque[tuple[float, int]] = deque()  # arrivals of the last `REACTION_S`
+        self._peaks: deque[int] = deque(maxlen=REMEMBERED)  # their sum at each look that saw real-time about
+        self._quiet_s = float("inf")  # since when
+        self._gap_s = CALM_S
+
+    def see(self, now: float, others: int) -> int:
+        """Take note of how many others there are; how many of them have come."""
+        came = max(0, others - max(number for _, number in self._others)) if self._others else 0
+        self._others.append((now, others))
+        while self._others[0][0] < now - WAVERS_S:
+            self._others.popleft()
+        return came
+
+    def others(self, now: float) -> tuple[int, int]:
+        """The fewest and the most others that were seen of late."""
+        numbers = [number for at_s, number in self._others if at_s >= now - LATEST_S]
+        return min(numbers), max(numbers)
+
+    def calm(self, now: float) -> bool:
+        """Whether real-time is quiet."""
+        return now - self._quiet_s >= min(CALM_S, CALM_GAPS * self._gap_s)
+
+    def wanted(self, now: float) -> int:
+        """Slots to keep free while it is not; see the module."""
+        return 1 if now - self._quiet_s >= PASSING_GAPS * self._gap_s else self.headroom
+
+    def learn(self, now: float, arrived: int) -> None:
+        """So many have arrived since the last look."""
+        if not arrived and self.calm(now):
+            return
+        if arrived:
+            gap_s = (now - self._quiet_s) / arrived
+            self._gap_s = self._gap_s + EASE * (gap_s - self._gap_s) if 0 <= gap_s < CALM_S else FIRST_GAP_S
+            self._quiet_s = now
+        self._at_once.append((now, arrived))
+        while self._at_once[0][0] <= now - REACTION_S:
+            self._at_once.popleft()
+        self._peaks.append(sum(number for _, number in self._at_once))
+        if arrived or len(self._peaks) == REMEMBERED:
+            ranked = sorted(self._peaks)
+            self.headroom = max(1, ranked[min(len(ranked) - 1, int(QUANTILE * len(ranked)))])
+
+    def busy(self, now: float) -> None:
+        """Real-time is taken to be about, whatever was seen."""
+        self._quiet_s = now
+
+    def quiet(self, now: float) -> None:
+        """Real-time is taken to have been quiet for long enough."""
+        self._quiet_s = min(self._quiet_s, now - CALM_S)
+
+    def forget(self) -> None:
+        """What was seen last is long ago; what real-time has wanted is not forgotten."""
+        self._others.clear()
+        self._at_once.clear()

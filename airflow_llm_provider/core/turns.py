@@ -1,0 +1,176 @@
+"""Whose turn it is, among batch tasks that share a server and have no channel between them.
+
+Owns when a task takes the room that it sees, and when it leaves it to others. Pure. Does not know how much room there
+is, nor whether it is calm (`core.limit_headroom`).
+
+Tasks that all fill the same room at once take each other for real-time, and none of them learns what real-time wants.
+So they take turns. A task **holds** the room for `TURN_S`: it fills it and keeps it filled, and whoever comes is
+real-time. Then it is **away**: what it has in flight ends and is not replaced, and others take the room. In a calm,
+where it costs little to ask, it first **offers**: it leaves a place empty, and goes on where nobody takes it.
+
+- **Who comes next.** Whoever is away takes room that it sees for `CONFIRM_S` on end, `BUSY_S` where it is not calm:
+  while somebody holds, there is none for so long. Each waits a little more or less than that, so that the second sees
+  what the first has sent. It looks seldom at first, and `KEEN_LOOK_S` often once it has been away for most of the time
+  that it was last time: those who have waited longest see the room first.
+- **Nobody else.** A task that has just held takes room again that was there for `LEFT_S` on end: others would have had
+  it. Its turns are `LONGER` from then on, up to `LONGEST_TURN_S`, until others are seen: a task alone loses next
+  to nothing.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from random import Random
+
+TURN_S = 5.0
+LONGEST_TURN_S = 32.0
+LONGER = 1.5
+BUSY_TURNS = 3
+"""A turn lasts so many times longer where it is not calm: to leave is to lose what others need a while to take."""
+
+
+CONFIRM_S = 0.15
+BUSY_S = 0.4
+AGAIN_S = 0.03
+"""It looks so often while it sees room."""
+
+SPREAD = (0.5, 1.5)
+"""Of `CONFIRM_S` and `BUSY_S`, drawn each time."""
+
+LEFT_S = 0.8
+REST_S = 1.5
+"""A task that was away for less takes room only where nobody else does."""
+
+OFFER_S = 1.0
+FRESH_S = 0.3
+"""A turn has just begun: whoever had the one before is leaving, and maybe others have begun, too."""
+
+PATIENT_S = 20.0
+"""Who has been away for so long waits for `CONFIRM_S`; others so many times longer as they have waited less, and the
+other way round, from `LEAST_PATIENT` to `MOST_PATIENT` times."""
+
+LEAST_PATIENT = 0.25
+MOST_PATIENT = 2.0
+
+LOOK_S = 0.8
+KEEN_LOOK_S = 0.2
+"""It looks so often when it has been away for `PATIENT_S`."""
+
+CROWD_S = 60.0
+SLOWEST_LOOK_S = 2.0
+"""And again less, the longer it is away: the more tasks there are, the more rarely each looks."""
+
+JITTER = 0.3
+
+
+class State(Enum):
+    """What a task does with the room it sees."""
+
+    AWAY = "away"
+    HOLDING = "holding"
+    OFFERING = "offering"
+
+
+class Turns:
+    """One task's turns.
+
+    Args:
+        rng: of how long all of it takes.
+    """
+
+    def __init__(self, rng: Random) -> None:
+        self.state = State.AWAY
+        self._rng = rng
+        self._turn_s = TURN_S
+        self._until_s = 0.0  # of the turn, or of the offer
+        self._held_s = 0.0  # since when it has held
+        self._away_s: float | None = None  # since when; None: it has not looked yet
+        self._look_s = KEEN_LOOK_S
+        self._room_s: float | None = None  # since when there was room in all looks
+        self._confirm = 1.0  # of `CONFIRM_S`
+        self._taken = True  # while away: others were seen to take the room
+        self._others = 0  # when it began to offer
+
+    @property
+    def sees_room(self) -> bool:
+        """Whether it is away, and may take the room that it saw."""
+        return self.state is State.AWAY and self._room_s is not None
+
+    @property
+    def look_in_s(self) -> float | None:
+        """When to look again where the task is away; None: as the load asks for."""
+        if self.state is not State.AWAY:
+            return None
+        return AGAIN_S if self.sees_room else self._look_s
+
+    def fresh(self, now: float) -> bool:
+        """Whether a turn has just begun."""
+        return self.state is State.HOLDING and now - self._held_s < FRESH_S
+
+    def look(self, now: float, *, room: bool, own: int, others: int, calm: bool, open_place: bool) -> None:
+        """Go on.
+
+        Args:
+            now: monotonic seconds.
+            room: whether a sequence more would fit.
+            own: sequences of this task in flight.
+            others: sequences of everybody else.
+            calm: whether real-time is quiet.
+            open_place: whether the place that is offered is free by now.
+        """
+        match self.state:
+            case State.AWAY:
+                self._wait(now, room=room, calm=calm)
+            case State.HOLDING if not own and not room and not self.fresh(now):
+                self.state, self._room_s, self._taken = State.AWAY, None, calm  # another was faster
+            case State.HOLDING if now >= self._until_s and calm:
+                self.state, self._until_s, self._others = State.OFFERING, now + OFFER_S, others
+            case State.HOLDING if now >= self._until_s + (BUSY_TURNS - 1) * self._turn_s:
+                self._leave(now)
+            case State.OFFERING:
+                self._offer(now, others=others, calm=calm, open_place=open_place)
+
+    def _offer(self, now: float, *, others: int, calm: bool, open_place: bool) -> None:
+        if others > self._others:
+            self._leave(now)
+        elif not calm:
+            self._hold(now)
+        elif not open_place:
+            self._until_s = now + OFFER_S
+        elif now >= self._until_s:
+            self._turn_s = min(LONGEST_TURN_S, LONGER * self._turn_s)
+            self._hold(now)
+
+    def _wait(self, now: float, *, room: bool, calm: bool) -> None:
+        if self._away_s is None:
+            self._away_s = now - REST_S
+        waited_s = now - self._away_s
+        mean_s = max(KEEN_LOOK_S, min(LOOK_S, KEEN_LOOK_S * PATIENT_S / max(waited_s, 1.0)), waited_s / CROWD_S)
+        self._look_s = min(SLOWEST_LOOK_S, mean_s) * self._rng.uniform(1 - JITTER, 1 + JITTER)
+        rested = waited_s >= REST_S
+        if not room:
+            self._taken |= calm and (self._room_s is not None or rested)
+            self._room_s = None
+            return
+        if self._room_s is None:
+            self._room_s, self._confirm = now, self._rng.uniform(*SPREAD)
+        confirm_s = CONFIRM_S if calm else BUSY_S
+        patience = min(MOST_PATIENT, max(LEAST_PATIENT, PATIENT_S / max(waited_s, 1.0)))
+        if now - self._room_s < (self._confirm * confirm_s * patience if rested else LEFT_S):
+            return
+        if self._taken:
+            self._turn_s = TURN_S
+        else:
+            self._turn_s = min(LONGEST_TURN_S, LONGER * self._turn_s)
+        self._held_s = now
+        self._hold(now)
+
+    def _hold(self, now: float) -> None:
+        self.state = State.HOLDING
+        self._until_s = now + self._turn_s * self._rng.uniform(1 - JITTER, 1 + JITTER)
+
+    def _leave(self, now: float) -> None:
+        self.state, self._away_s, self._room_s, self._taken, self._look_s = State.AWAY, now, None, False, LOOK_S
