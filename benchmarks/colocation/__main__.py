@@ -6,6 +6,9 @@
 
 Each round runs every arm once: no batch, batch alone, then the policies; ours with each number of processes. The table
 puts the rounds together. `--full` is five rounds with 2,000 real-time requests in each arm, over all rounds.
+
+A machine's pace drifts by a tenth and more within minutes. So batch alone is measured before and after each policy's
+arm, too, for some seconds, and the arm is compared with the mean of both; in virtual time there is no need for that.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ import os
 import signal
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+from airflow_llm_provider.core.load import CHOSEN_COST_S
 from benchmarks.colocation.arm import Arm, measure
 from benchmarks.colocation.fleet import Fleet
 from benchmarks.colocation.measures import quantile
@@ -28,7 +33,7 @@ from benchmarks.colocation.policies import ALONE, NONE, policy_of
 from benchmarks.colocation.report import Row, doubts, table, verdicts
 from benchmarks.colocation.servers import simulator, vllm
 from benchmarks.colocation.shapes import SHAPES
-from benchmarks.colocation.traffic import Traffic, read_trace
+from benchmarks.colocation.traffic import Phase, Traffic, read_trace
 from benchmarks.colocation.virtual import World, engine_spec
 
 if TYPE_CHECKING:
@@ -37,6 +42,8 @@ if TYPE_CHECKING:
     from benchmarks.colocation.policies import Policy
 
 PEERS = ("saturated", "saturated-priority", "fixed-7", "fixed-2", "aimd-errors")
+REFERENCE_S = 12.0
+REFERENCE_WARM_S = 4.0
 FULL_ROUNDS = 5
 FULL_REQUESTS = 2_000
 
@@ -54,7 +61,7 @@ def main() -> None:
         def play(traffic: Traffic, policy: Policy, processes: int) -> Arm:
             return World(spec, traffic, policy, processes=processes, seed=options.seed).run()
 
-        _compare_all(options, arms, play, look_cost_s=0.0007)
+        _compare_all(options, arms, play, look_cost_s=CHOSEN_COST_S)
         return
     folder = Path(tempfile.mkdtemp(prefix="llm-colocation-"))
     start = vllm if options.server == "vllm" else simulator
@@ -64,7 +71,16 @@ def main() -> None:
         _say(f"{server.kind} with {server.slots} slots; a look at its load costs it {1000 * look_cost_s:.2f} ms of CPU")
 
         def play(traffic: Traffic, policy: Policy, processes: int) -> Arm:
-            return measure(server, fleet, traffic, policy, processes=processes)
+            if not processes or policy == ALONE:
+                return measure(server, fleet, traffic, policy, processes=processes)
+            before_per_s = alone_per_s()
+            arm = measure(server, fleet, traffic, policy, processes=processes)
+            return replace(arm, saturation_per_s=(before_per_s + alone_per_s()) / 2)
+
+        def alone_per_s() -> float:
+            whole = Phase(name="", from_s=0.0, to_s=REFERENCE_S)
+            nothing = Traffic(name="", duration_s=REFERENCE_S, arrivals=(), phases=(whole,))
+            return measure(server, fleet, nothing, ALONE, processes=1, warm_s=REFERENCE_WARM_S).batch_per_s
 
         _compare_all(options, arms, play, look_cost_s=look_cost_s)
 
@@ -111,7 +127,10 @@ def _compare(
         Row(
             name=name if processes < 2 else f"{name}, {processes} processes",
             arms=tuple(each),
-            saturation_per_s=alone,
+            saturation_per_s=tuple(
+                own if arm.saturation_per_s is None else arm.saturation_per_s
+                for arm, own in zip(each, alone, strict=True)
+            ),
             look_cost_s=look_cost_s,
         )
         for (name, processes), each in done.items()

@@ -51,6 +51,7 @@ class Arm:
         looks: per process; see `policies.WatchedLaw`.
         gauges: ``(at_s, running, waiting, generated tokens)``, by the server's own word.
         batch_cpu_s: of all batch processes together, warm-up and tail included.
+        saturation_per_s: tokens/s of batch alone just before and after; None where that was not measured.
     """
 
     policy: Policy
@@ -63,6 +64,7 @@ class Arm:
     looks: list[list[tuple[float, int, int, int, int, int]]]
     gauges: list[tuple[float, float, float, float]]
     batch_cpu_s: float
+    saturation_per_s: float | None = None
 
     @property
     def duration_s(self) -> float:

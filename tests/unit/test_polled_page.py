@@ -32,12 +32,14 @@ class Server:
         self.asked: list[bytes] = []
         self.connections = 0
         self.url = ""
+        self.came = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         try:
             while self.says:
                 self.asked.append(await reader.readuntil(b"\r\n\r\n"))
+                self.came.set()
                 match self.says.pop(0):
                     case bytes(answer):
                         for piece in (answer[:20], answer[20:]):
@@ -107,8 +109,7 @@ async def test_a_look_that_is_cancelled_leaves_no_answer_behind() -> None:
     async with serving(None, PLAIN) as server:
         page = page_of(server)
         look = asyncio.create_task(page.get(WAIT_S))
-        while not server.asked:
-            await asyncio.sleep(0)
+        await server.came.wait()
         look.cancel()
         with pytest.raises(asyncio.CancelledError):
             await look
