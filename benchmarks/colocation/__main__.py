@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from airflow_llm_provider.core.load import CHOSEN_COST_S
 from benchmarks.colocation.arm import Arm, measure
 from benchmarks.colocation.fleet import Fleet
+from benchmarks.colocation.look_cost import client_look_cost_s
 from benchmarks.colocation.measures import quantile
 from benchmarks.colocation.plot import scatter, timeline
 from benchmarks.colocation.policies import ALONE, NONE, policy_of
@@ -68,7 +69,9 @@ def main() -> None:
     most = max(count for _, count in arms)
     with start(options.slots, folder / "server.log") as server, Fleet(most, folder) as fleet:
         look_cost_s = server.cost_of_a_look_s()
-        _say(f"{server.kind} with {server.slots} slots; a look at its load costs it {1000 * look_cost_s:.2f} ms of CPU")
+        client_cost_s = client_look_cost_s(server)
+        costs = f"{1000 * look_cost_s:.2f} ms of CPU, and the client {1000 * client_cost_s:.2f} ms"
+        _say(f"{server.kind} with {server.slots} slots; a look at its load costs it {costs}")
 
         def play(traffic: Traffic, policy: Policy, processes: int) -> Arm:
             if not processes or policy == ALONE:
@@ -82,7 +85,7 @@ def main() -> None:
             nothing = Traffic(name="", duration_s=REFERENCE_S, arrivals=(), phases=(whole,))
             return measure(server, fleet, nothing, ALONE, processes=1, warm_s=REFERENCE_WARM_S).batch_per_s
 
-        _compare_all(options, arms, play, look_cost_s=look_cost_s)
+        _compare_all(options, arms, play, look_cost_s=look_cost_s, client_look_cost_s=client_cost_s)
 
 
 def _compare_all(
@@ -91,10 +94,11 @@ def _compare_all(
     play: Callable[[Traffic, Policy, int], Arm],
     *,
     look_cost_s: float,
+    client_look_cost_s: float = 0.0,
 ) -> None:
     """Each shape, and what came of it."""
     for traffics in _traffics(options):
-        rows = _compare(traffics, arms, play, look_cost_s=look_cost_s)
+        rows = _compare(traffics, arms, play, look_cost_s=look_cost_s, client_look_cost_s=client_look_cost_s)
         _tell(rows)
         if options.plot is not None:
             options.plot.mkdir(parents=True, exist_ok=True)
@@ -111,6 +115,7 @@ def _compare(
     play: Callable[[Traffic, Policy, int], Arm],
     *,
     look_cost_s: float,
+    client_look_cost_s: float,
 ) -> list[Row]:
     """All arms, once for each of `traffics`, which are the rounds."""
     done: dict[tuple[str, int], list[Arm]] = {}
@@ -132,6 +137,7 @@ def _compare(
                 for arm, own in zip(each, alone, strict=True)
             ),
             look_cost_s=look_cost_s,
+            client_look_cost_s=client_look_cost_s,
         )
         for (name, processes), each in done.items()
     ]

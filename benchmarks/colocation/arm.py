@@ -144,9 +144,14 @@ class Arm:
         return max(0.0, inside[-1][3] - inside[0][3] - landed)
 
     @property
+    def shares(self) -> list[float]:
+        """Tokens that each of the processes got."""
+        return [falls_into(each, 0.0, self.duration_s) for each in self.batch]
+
+    @property
     def fairness(self) -> float:
-        """Jain's index of what the processes got."""
-        return jain([falls_into(each, 0.0, self.duration_s) for each in self.batch])
+        """Jain's index of them."""
+        return jain(self.shares)
 
     @property
     def looks_per_s(self) -> float:

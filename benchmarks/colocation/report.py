@@ -11,7 +11,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.colocation.measures import QUANTILES, quantile
+from benchmarks.colocation.measures import QUANTILES, jain, quantile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,6 +26,7 @@ LEAST_OF_ORACLE_DAY = 0.90
 LEAST_OF_QUIET = 0.90
 LEAST_FAIR = 0.90
 MOST_SERVER_CPU = 0.05
+MOST_CLIENT_CPU = 0.02
 MOST_REACTION_S = 0.25
 
 
@@ -38,12 +39,14 @@ class Row:
         arms: one of each round.
         saturation_per_s: tokens/s of batch alone, one of each round; None where that was not measured.
         look_cost_s: CPU seconds of the server for one look.
+        client_look_cost_s: the same of the client; 0 where that was not measured.
     """
 
     name: str
     arms: tuple[Arm, ...]
     saturation_per_s: tuple[float, ...] | None
     look_cost_s: float
+    client_look_cost_s: float = 0.0
 
     def ttft_s(self, share: float, phase: str | None = None) -> float:
         """A quantile of all samples."""
@@ -87,13 +90,19 @@ class Row:
 
     @property
     def fairness(self) -> float:
-        """Jain's index, the least of the rounds."""
-        return min(arm.fairness for arm in self.arms)
+        """Jain's index of what the processes got over all rounds: tasks take turns, so that a minute is uneven."""
+        return jain([sum(shares) for shares in zip(*(arm.shares for arm in self.arms), strict=True)])
 
     @property
     def server_cpu(self) -> float:
         """Share of a core of the server that control costs."""
         return statistics.mean(arm.looks_per_s for arm in self.arms) * self.look_cost_s
+
+    @property
+    def client_cpu(self) -> float:
+        """Share of a core that control costs each process."""
+        looks_per_s = statistics.mean(arm.looks_per_s / max(1, arm.processes) for arm in self.arms)
+        return looks_per_s * self.client_look_cost_s
 
     @property
     def reactions_s(self) -> list[float]:
@@ -119,6 +128,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         "thrown",
         "fair",
         "ctl CPU",
+        "client CPU",
     ]
     yield "| " + " | ".join(heads) + " |"
     yield "|" + "---|" * len(heads)
@@ -130,7 +140,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         cells += [_percent(row.of_saturation(phase)) for phase in phases] if rates else []
         cells += [str(row.ended("given-up")), _percent(row.thrown_away)] if batch else ["–", "–"]
         cells += [f"{row.fairness:.2f}" if row.arms[0].processes > 1 else "–"]
-        cells += [_percent(row.server_cpu) if row.server_cpu else "–"]
+        cells += [_percent(share) if share else "–" for share in (row.server_cpu, row.client_cpu)]
         yield "| " + " | ".join(cells) + " |"
 
 
@@ -173,6 +183,8 @@ def verdicts(none: Row, row: Row, ideal: Row | None) -> Iterator[tuple[str, floa
         yield "fairness, Jain's index", row.fairness, LEAST_FAIR, row.fairness >= LEAST_FAIR
     if row.server_cpu:
         yield "control, share of a server's core", row.server_cpu, MOST_SERVER_CPU, row.server_cpu <= MOST_SERVER_CPU
+    if row.client_cpu:
+        yield "control, share of a client's core", row.client_cpu, MOST_CLIENT_CPU, row.client_cpu <= MOST_CLIENT_CPU
     if reactions := row.reactions_s:
         slowest_s = quantile(reactions, 0.95)
         yield "reaction to a burst, p95, ms", 1000 * slowest_s, 1000 * MOST_REACTION_S, slowest_s <= MOST_REACTION_S
