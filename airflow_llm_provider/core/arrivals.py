@@ -84,6 +84,10 @@ class Arrivals:
             ranked = sorted(self._peaks)
             self.headroom = max(1, ranked[min(len(ranked) - 1, int(QUANTILE * len(ranked)))])
 
+    def expect(self, number: int) -> None:
+        """So many may arrive at once, until it is known better."""
+        self.headroom = max(self.headroom, number)
+
     def busy(self, now: float) -> None:
         """Real-time is taken to be about, whatever was seen."""
         self._quiet_s = now

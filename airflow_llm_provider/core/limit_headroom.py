@@ -265,7 +265,7 @@ class HeadroomLimit:
         if state is State.AWAY:
             self._full.clear()
         elif was is State.AWAY and not calm:
-            self._arrivals.headroom = max(self._arrivals.headroom, 1 + self.slots // CAUTION)
+            self._arrivals.expect(1 + self.slots // CAUTION)
 
     def _bound_by_memory(self, load: Load) -> None:
         short = load.waiting > 0 and load.running < self._seats and (load.kv_usage or 0.0) >= FULL_MEMORY

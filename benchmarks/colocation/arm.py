@@ -160,7 +160,7 @@ class Arm:
         return count / self.duration_s
 
     def reactions_s(self) -> list[float]:
-        """For each burst that found batch there: from its first request to the first verdict that makes room."""
+        """For each burst that found batch there: from its first request until a look makes room, or finds some."""
         reactions = []
         for before, phase in zip(self.traffic.phases, self.traffic.phases[1:], strict=False):
             if (before.name, phase.name) not in {("quiet", "burst"), ("between", "herd")}:
@@ -172,7 +172,7 @@ class Arm:
                 look[0] - first_s
                 for each in self.looks
                 for look in each
-                if 0 <= look[0] - first_s < REACTED_S and look[4] < look[3]
+                if 0 <= look[0] - first_s < REACTED_S and (look[4] < look[3] or look[1] + look[2] < self.slots)
             ]
             if made:
                 reactions.append(min(made))
