@@ -161,7 +161,7 @@ class Turns:
         patience = min(MOST_PATIENT, max(LEAST_PATIENT, PATIENT_S / max(waited_s, 1.0)))
         if now - self._room_s < (self._confirm * confirm_s * patience if rested else LEFT_S):
             return
-        if self._taken:
+        if self._taken or rested:
             self._turn_s = TURN_S
         else:
             self._turn_s = min(LONGEST_TURN_S, LONGER * self._turn_s)
