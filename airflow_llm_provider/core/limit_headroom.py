@@ -16,11 +16,13 @@ it is real-time; the others wait, or let what they have there end. The law is th
 - **Grow back quickly.** By ``T* - T``, one or ``S / MOST_GROWTH`` in a look, where ``T`` counts the most others that
   were seen in the last moments: what is sent shows in the load a little later.
 - **Others' turns.** Whoever is away sees that it is calm where others fill the server up to its queue, and takes room
-  with what real-time may want in hand: ``1 + S / CAUTION`` where it is not.
+  with what real-time may want in hand: ``1 + S / CAUTION``, and not much more than what wavers, where it is not.
 - **Looks.** `LOOKS_PER_S` at most, of whoever holds while real-time is about; else
   ``rate = LOOK_BUDGET / cost of a look * (s + s') / 2``, with ``s = own / T`` and ``s'`` its mean over `MEAN_SHARE_S`:
   shares add up to 1, so do the looks of all tasks to the budget, however many there are. A task that is away looks as
   seldom as `core.turns` says, or as `LEAST_BUDGET` allows.
+- **Many slots.** Where many rows run, so many of them are always between an answer and the next request: ``S / WAVERS``
+  more slots are kept free, and a task gives up its part of what is too much, since others see the same.
 
 **What it gave up** the server shows for a moment yet: `core.departing` takes it from ``T``.
 
@@ -32,6 +34,7 @@ cache is full, memory bounds the server, and ``S`` is taken to be what runs.
 from __future__ import annotations
 
 from collections import deque
+from math import ceil
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.core.arrivals import Arrivals
@@ -62,12 +65,15 @@ JITTER = 0.3
 AT_ONCE = 2
 """Slots that are freed by giving rows up, where real-time is about; more headroom comes as rows end."""
 
-MOST_GROWTH = 16
+MOST_GROWTH = 64
 """It grows by no more of the slots in one look: real-time's prompts wait while others are computed."""
 
 CAUTION = 8
 FULL_MEMORY = 0.9
 """Share of the KV blocks in use from which on requests that wait beside free slots wait for memory."""
+
+PART = 1.5
+"""Where many rows run, a task gives up so many times its share of ``T`` of what is too much in one look."""
 
 NO_CAPACITY_S = 0.25
 """It does not grow for so long after the server refused."""
@@ -109,6 +115,10 @@ class HeadroomLimit:
         self.floor = floor
         self.blind = min(slots, max(floor, -(-slots // 4) if blind is None else blind))
         self._rng = rng
+        self._wavers = slots // WAVERS
+        self._cautious = min(1 + slots // CAUTION, 2 + self._wavers)
+        self._must_then = 0  # at the last look
+        self._seen = 0  # others, when it began to see room, or when others were seen to fill it
         self._arrivals = Arrivals()
         self._turns = Turns(rng)
         self._departing = Departing()
@@ -144,9 +154,15 @@ class HeadroomLimit:
         target = self._target(now)
         excess = total - target
         limit, give_up = own, 0
+        if excess <= 0:
+            self._must_then = 0
         if excess > 0:
             limit = max(0, own - excess)
             must = total - self._seats + max(self.floor, 0 if calm else AT_ONCE)
+            if self._turns.state is State.AWAY and not calm:  # who holds goes first
+                must, self._must_then = min(must, self._must_then), must
+            if self._wavers:  # other tasks may see the same
+                must = ceil(must * min(1.0, PART * own / total))
             give_up = min(own, excess, max(0, must))
         elif holds and now >= self._grow_from_s:
             free = target - own - self._arrivals.others(now)[1]
@@ -213,7 +229,7 @@ class HeadroomLimit:
     def _target(self, now: float) -> int:
         if self._arrivals.calm(now):
             return self._seats - self.floor + self._queued
-        return self._seats - min(self.slots, max(self.floor, self._arrivals.wanted(now)))
+        return self._seats - min(self.slots, max(self.floor, self._arrivals.wanted(now) + self._wavers))
 
     def _learn(self, now: float, total: int, own: int, *, came: int) -> None:
         """What real-time wants is seen by whoever holds; others see whether the holder thinks that it is calm."""
@@ -233,7 +249,7 @@ class HeadroomLimit:
         who take it up: where more are empty, or the total rises again, or more wait than whoever holds lets wait,
         real-time is about.
         """
-        brim, wavers = self._seats - self.floor, self.slots // WAVERS
+        brim, wavers = self._seats - self.floor, self._wavers
         if total >= brim or not self._turns.sees_room:
             self._full.append(total >= brim + min(1, self._queued) - wavers)
         risen = self._turns.sees_room and total == brim
@@ -248,8 +264,12 @@ class HeadroomLimit:
         was = self._turns.state
         calm, target = self._arrivals.calm(now), self._target(now)
         fewest, most = self._arrivals.others(now)
+        if self._wavers and self._turns.sees_room and most > self._seen + self._wavers:
+            self._turns.filling(now)
+        if not self._turns.sees_room or most > self._seen + self._wavers:
+            self._seen = most
         if was is State.AWAY:
-            target = self._seats - (self.floor if calm else max(self.headroom, 1 + self.slots // CAUTION))
+            target = self._seats - (self.floor if calm else max(self.headroom, self._cautious))
         self._turns.look(
             now,
             room=own + most < max(1, target),
@@ -265,7 +285,7 @@ class HeadroomLimit:
         if state is State.AWAY:
             self._full.clear()
         elif was is State.AWAY and not calm:
-            self._arrivals.expect(1 + self.slots // CAUTION)
+            self._arrivals.expect(self._cautious)
 
     def _bound_by_memory(self, load: Load) -> None:
         short = load.waiting > 0 and load.running < self._seats and (load.kv_usage or 0.0) >= FULL_MEMORY

@@ -110,6 +110,11 @@ class Turns:
         """Whether a turn has just begun."""
         return self.state is State.HOLDING and now - self._held_s < FRESH_S
 
+    def filling(self, now: float) -> None:
+        """Others are just taking the room that it sees."""
+        if self.sees_room:
+            self._room_s = now
+
     def look(self, now: float, *, room: bool, own: int, others: int, calm: bool, open_place: bool) -> None:
         """Go on.
 

@@ -81,9 +81,10 @@ def test_a_run_that_needs_three_nights_takes_three(
     """
     llm_stub.state(delay_s=0.5)
     make_pool(llm_airflow, "nights", 1)
-    source, results = write_rows(tmp_path / "rows.jsonl", 500), tmp_path / "results"
+    source, results = write_rows(tmp_path / "rows.jsonl", 600), tmp_path / "results"
     begin = datetime.now(LONDON).replace(microsecond=0) + timedelta(seconds=8)
-    # The first one is longer than the 30 s that a row is taken to need before one has been measured.
+    # 600 rows take 75 s, the first two nights have 70. The first one is longer than the 30 s that a row is taken to
+    # need before one has been measured.
     opens = [begin, begin + timedelta(seconds=90), begin + timedelta(seconds=160)]
     closes = [begin + timedelta(seconds=45), begin + timedelta(seconds=115), begin + timedelta(minutes=10)]
     nights = list(zip(opens, closes, strict=True))
@@ -114,8 +115,8 @@ def test_a_run_that_needs_three_nights_takes_three(
     assert llm_airflow.rest.wait_for_run("nights", run_id, timeout_s=120) == "success"
     task = llm_airflow.rest.task("nights", run_id, "batch")
     assert task.try_number == 1, "a night that ended spent a retry"
-    assert landed(results) == list(range(500))
-    assert llm_stub.tally()["received"] - before <= 500 + 2 * 4, "a close costs at most what was in flight"
+    assert landed(results) == list(range(600))
+    assert llm_stub.tally()["received"] - before <= 600 + 2 * 4, "a close costs at most what was in flight"
     log = llm_airflow.rest.task_log_text("nights", run_id, "batch", try_number=1)
     assert "On hold: the window is closed until" in log
     assert "Waiting in the triggerer" in log
