@@ -69,6 +69,8 @@ MOST_GROWTH = 64
 """It grows by no more of the slots in one look: real-time's prompts wait while others are computed."""
 
 CAUTION = 8
+"""Who begins while it is not calm keeps one in so many slots free, and one more, until it has learned better."""
+
 FULL_MEMORY = 0.9
 """Share of the KV blocks in use from which on requests that wait beside free slots wait for memory."""
 
@@ -117,7 +119,7 @@ class HeadroomLimit:
         self._rng = rng
         self._wavers = slots // WAVERS
         self._cautious = min(1 + slots // CAUTION, 2 + self._wavers)
-        self._must_then = 0  # at the last look
+        self._must_then = 0  # while it was away: what was to be given up at the last look
         self._seen = 0  # others, when it began to see room, or when others were seen to fill it
         self._arrivals = Arrivals()
         self._turns = Turns(rng)
@@ -154,13 +156,12 @@ class HeadroomLimit:
         target = self._target(now)
         excess = total - target
         limit, give_up = own, 0
-        if excess <= 0:
-            self._must_then = 0
+        must_then, self._must_then = self._must_then, 0
         if excess > 0:
             limit = max(0, own - excess)
             must = total - self._seats + max(self.floor, 0 if calm else AT_ONCE)
             if self._turns.state is State.AWAY and not calm:  # who holds goes first
-                must, self._must_then = min(must, self._must_then), must
+                must, self._must_then = min(must, must_then), must
             if self._wavers:  # other tasks may see the same
                 must = ceil(must * min(1.0, PART * own / total))
             give_up = min(own, excess, max(0, must))

@@ -13,7 +13,7 @@ where it costs little to ask, it first **offers**: it leaves a place empty, and 
   what the first has sent. It looks seldom at first, and `KEEN_LOOK_S` often once it has been away for most of the time
   that it was last time: those who have waited longest see the room first.
 - **Nobody else.** A task that has just held takes room again that was there for `LEFT_S` on end: others would have had
-  it. Its turns are `LONGER` from then on, up to `LONGEST_TURN_S`, until others are seen: a task alone loses next
+  it. Its turns grow by `LONGER` each time, up to `LONGEST_TURN_S`, until others are seen: a task alone loses next
   to nothing.
 """
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from random import Random
 
 TURN_S = 5.0
+"""Of the order of what it takes others to learn what real-time wants, and far more than a slice takes to end."""
+
 LONGEST_TURN_S = 32.0
 LONGER = 1.5
 BUSY_TURNS = 3
