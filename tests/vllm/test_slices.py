@@ -75,14 +75,16 @@ WORDS = [
     "try",
 ]
 EOS = 4
+PLAIN = {"allowed_token_ids": list(range(300, 380))}
+"""Of tokens that are words and their beginnings: text can be followed over every boundary, whatever the CPU makes of it."""
+SINGLE = ("--dtype", "float32")
+"""In bfloat16, near ties fall one way or the other on some CPUs, whole rows against slices."""
 STOPS = list(range(100, 4096, 90))
 
 
 @pytest.fixture(scope="module")
 def vllm(start: Start, restless: Path) -> Iterator[RealVLLM]:
-    """In single precision: in bfloat16, near ties fall one way or the other on some CPUs, whole rows against slices."""
-    flags = [*FLAGS, "--dtype", "float32"]
-    with start(*flags, "--max-num-seqs", "8", "--scheduling-policy", "priority", model_folder=restless) as server:
+    with start(*FLAGS, *SINGLE, "--max-num-seqs", "8", "--scheduling-policy", "priority", model_folder=restless) as server:
         yield server
 
 
@@ -209,7 +211,7 @@ async def test_characters_of_several_tokens_come_out_right_wherever_they_are_cut
 
 @pytest.mark.parametrize("path", [CHAT_PATH, COMPLETIONS_PATH])
 async def test_slices_of_the_default_size(vllm: RealVLLM, path: str) -> None:
-    seen = await compare(vllm, path, bodies(path, 8, max_tokens=900)[:2], slice_tokens=None)
+    seen = await compare(vllm, path, bodies(path, 8, max_tokens=900, **PLAIN)[:2], slice_tokens=None)
     assert seen["requests"] >= 2 * seen["sliced"] >= 2
 
 
@@ -224,7 +226,7 @@ async def test_the_first_long_chat_row_runs_whole(vllm: RealVLLM) -> None:
 async def test_a_row_that_names_no_length_ends_where_the_context_does(vllm: RealVLLM) -> None:
     """Most of the context is prompt, so that it does not take minutes."""
     long = [{"role": "user", "content": " the" * (CONTEXT - 350)}]
-    body = orjson.dumps({"model": "tiny", "messages": long, "temperature": 0, "ignore_eos": True})
+    body = orjson.dumps({"model": "tiny", "messages": long, "temperature": 0, "ignore_eos": True, **PLAIN})
     seen = await compare(vllm, CHAT_PATH, [body], slice_tokens=64)
     assert (seen["length"], seen["sliced"]) == (1, 1)
 
@@ -267,12 +269,13 @@ def test_a_server_that_caches_no_prefixes_gets_rows_whole(start: Start, restless
 
 
 def test_a_server_that_bounds_answers_says_so(start: Start, restless: Path) -> None:
-    with start(*FLAGS, "--override-generation-config", '{"max_new_tokens": 300}', model_folder=restless) as server:
+    bound = ("--override-generation-config", '{"max_new_tokens": 300}')
+    with start(*FLAGS, *SINGLE, *bound, model_folder=restless) as server:
         for path in (CHAT_PATH, COMPLETIONS_PATH):
             bounded = SliceTerms(max_model_len=CONTEXT, most_tokens=300)
             assert asyncio.run(terms_of(server, path)) == bounded
         for asked in (None, 250, 1000):
-            seen = asyncio.run(compare(server, CHAT_PATH, bodies(CHAT_PATH, 2, max_tokens=asked)[:2]))
+            seen = asyncio.run(compare(server, CHAT_PATH, bodies(CHAT_PATH, 2, max_tokens=asked, **PLAIN)[:2]))
             assert seen["whole" if asked == 1000 else "sliced"] == 2
 
 
