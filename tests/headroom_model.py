@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.core.limit import Limit
 
-RATE = 390.0  # tokens/s of a sequence
+RATE = 390.0  # tokens/s of a sequence: the tiny model on a CPU
+GPU_RATE = 48.0  # a large model on a GPU, 256 at once
 SLICE = 128
 HOP_S = 0.003  # from a client to the server and back again
 CANCEL_S = 0.012
@@ -58,6 +59,7 @@ class Model:
         joins_s: when each task begins.
         seed: of row lengths.
         cancel_s: until a server takes notice of a cancelled row.
+        rate: tokens/s of a sequence.
     """
 
     def __init__(
@@ -69,9 +71,11 @@ class Model:
         joins_s: Sequence[float] | None = None,
         seed: int = 0,
         cancel_s: float = CANCEL_S,
+        rate: float = RATE,
     ) -> None:
         self.slots = slots
         self.cancel_s = cancel_s
+        self.rate = rate
         self.tasks = [Task(law) for law in laws]
         self.waits: list[float] = []  # real-time's, for a slot
         self.batch_tokens = self.lost_tokens = self.looks = self.yields = 0
@@ -104,7 +108,7 @@ class Model:
     @property
     def oracle_share(self) -> float:
         """Batch's tokens as a share of what the slots could have made that real-time left free."""
-        return self.batch_tokens / ((self.slots * self._now - self.realtime_s) * RATE)
+        return self.batch_tokens / ((self.slots * self._now - self.realtime_s) * self.rate)
 
     @property
     def jain(self) -> float:
@@ -141,7 +145,7 @@ class Model:
             self._running.append(work)
             if work.task is None:
                 self.waits.append(self._now - work.arrived_s)
-            self._at(self._now + work.tokens / RATE, self._end, work)
+            self._at(self._now + work.tokens / self.rate, self._end, work)
 
     def _end(self, work: Work) -> None:
         if work in self._running:
@@ -186,7 +190,7 @@ class Model:
     def _dropped(self, work: Work) -> None:
         work.gone = True
         if work in self._running and work.started_s is not None:
-            self.lost_tokens += int((self._now - work.started_s) * RATE)
+            self.lost_tokens += int((self._now - work.started_s) * self.rate)
             self._running.remove(work)
             self._admit()
 

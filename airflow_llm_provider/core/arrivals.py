@@ -32,15 +32,25 @@ REACTION_S = 0.09
 QUANTILE = 0.95
 REMEMBERED = 300
 WAVERS_S = 0.06
-LATEST_S = 0.025
+LATEST_S = 0.04
 """Growth goes by the most others that were seen for so long."""
+
+WAVERS_STEPS = 3
+LATEST_STEPS = 2
+"""So many steps of the engine instead, where those take longer: what is shown is as of its last one."""
 
 
 class Arrivals:
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        headroom: slots to keep free while real-time is about.
+        step_s: what a step of the engine takes; 0: not known.
+    """
 
     def __init__(self) -> None:
         self.headroom = 1
+        self.step_s = 0.0
         self._others: deque[tuple[float, int]] = deque()  # of the last `WAVERS_S`, the latest look at least
         self._at_once: deque[tuple[float, int]] = deque()  # arrivals of the last `REACTION_S`
         self._peaks: deque[int] = deque(maxlen=REMEMBERED)  # their sum at each look that saw real-time about
@@ -51,13 +61,14 @@ class Arrivals:
         """Take note of how many others there are; how many of them have come."""
         came = max(0, others - max(number for _, number in self._others)) if self._others else 0
         self._others.append((now, others))
-        while self._others[0][0] < now - WAVERS_S:
+        while self._others[0][0] < now - max(WAVERS_S, WAVERS_STEPS * self.step_s):
             self._others.popleft()
         return came
 
     def others(self, now: float) -> tuple[int, int]:
         """The fewest and the most others that were seen of late."""
-        numbers = [number for at_s, number in self._others if at_s >= now - LATEST_S]
+        since_s = now - max(LATEST_S, LATEST_STEPS * self.step_s)
+        numbers = [number for at_s, number in self._others if at_s >= since_s]
         return min(numbers), max(numbers)
 
     def calm(self, now: float) -> bool:

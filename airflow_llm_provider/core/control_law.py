@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from airflow_llm_provider.core.limit import Learnt
 from airflow_llm_provider.core.limit_adaptive import START, AdaptiveLimit
-from airflow_llm_provider.core.limit_headroom import HeadroomLimit, queued
+from airflow_llm_provider.core.limit_headroom import HeadroomLimit, most_at_once
 from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class ControlLaw:
         """Sequences that the law may want in flight on one server at most; None where it knows no such number."""
         if self.kind != "headroom" or self.slots is None:
             return None
-        return self.slots - self.floor if self.floor else self.slots + queued(self.slots)
+        return most_at_once(self.slots, self.floor)
 
     def learnt(self, limit: int, rng: Random) -> Learnt | None:
         """What is learned of one server; None where nothing is.

@@ -9,37 +9,39 @@ them that is fast enough. So tasks take turns (`core.turns`): one fills the room
 it is real-time; the others wait, or let what they have there end. The law is the holder's; it steers ``T``.
 
 - **Target.** ``T* = S - h``, where ``h`` is what real-time has lately wanted at once (`core.arrivals`) and the
-  platform's `floor` at least. In a *calm* ``T* = S - floor + q``: no slot waits for a client, since
-  ``q = max(1, S/50)`` rows wait in the server, behind real-time by their priority; none do with a floor.
+  platform's `floor` at least. In a *calm* ``T* = S - floor``, or ``S + 1`` where that is 0: no slot waits for a client,
+  since one row waits in the server, behind real-time by its priority.
 - **Shrink at once.** ``e = T - T*``, ``limit = own - e``. So many are cancelled that `AT_ONCE` slots are free, the
   cheapest loss first; what is missing of ``h`` beyond them is not replaced as it ends.
-- **Grow back quickly.** By ``T* - T``, one or ``S / MOST_GROWTH`` in a look, where ``T`` counts the most others that
-  were seen in the last moments: what is sent shows in the load a little later.
+- **Grow back quickly.** By ``T* - T``, one or ``S / MOST_GROWTH`` in a step of the engine, where ``T`` counts the most
+  others that were seen in the last moments: what is sent shows in the load a step later, and until it does nothing
+  more is sent.
 - **Others' turns.** Whoever is away sees that it is calm where others fill the server up to its queue, and takes room
   with what real-time may want in hand: ``1 + S / CAUTION``, and not much more than what wavers, where it is not.
-- **Looks.** `LOOKS_PER_S` at most, of whoever holds while real-time is about; else
-  ``rate = LOOK_BUDGET / cost of a look * (s + s') / 2``, with ``s = own / T`` and ``s'`` its mean over `MEAN_SHARE_S`:
-  shares add up to 1, so do the looks of all tasks to the budget, however many there are. A task that is away looks as
-  seldom as `core.turns` says, or as `LEAST_BUDGET` allows.
-- **Many slots.** Where many rows run, so many of them are always between an answer and the next request: ``S / WAVERS``
-  more slots are kept free, and a task gives up its part of what is too much, since others see the same.
+- **Looks** (`core.looks`) are above all the holder's while real-time is about, and of whoever has room to fill. A task
+  that is away looks as seldom as `core.turns` says.
+- **Many slots.** One in `SPARE` is always kept free. So many rows are always between an answer and the next request:
+  ``S / WAVERS`` more slots are kept free while real-time is about, and several tasks see room at the same time, hold it
+  together, and give up their part each of what is too much, since the others see the same.
 
 **What it gave up** the server shows for a moment yet: `core.departing` takes it from ``T``.
 
-**Assumes** that the server schedules by priority, or real-time waits behind ``q`` rows in a calm; that its load can be
-read; that `slots` is what it was started with (``--max-num-seqs``). Where requests wait beside free slots and the KV
-cache is full, memory bounds the server, and ``S`` is taken to be what runs.
+**Assumes** that the server schedules by priority, or real-time waits behind a row in a calm; that its load can be
+read; that `slots` is what it was started with (``--max-num-seqs``), or less where memory is short (`core.seats`).
 """
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.core.arrivals import Arrivals
 from airflow_llm_provider.core.departing import Departing
 from airflow_llm_provider.core.limit import Verdict
+from airflow_llm_provider.core.looks import Looks
+from airflow_llm_provider.core.seats import Seats
 from airflow_llm_provider.core.turns import State, Turns
 from airflow_llm_provider.exceptions import ConfigurationError
 
@@ -48,37 +50,23 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.core.load import Load
 
-LOOKS_PER_S = 100.0
-"""Most often that one task looks."""
-
-LOOK_BUDGET = 0.045
-"""Of a core of the server, for the looks of all tasks together."""
-
-SLOWEST_LOOK_S = 0.5
-LEAST_BUDGET = 0.0014
-"""Of a core of the server, for the looks of a task without a place; and no more than one in `SLOWEST_LOOK_S`."""
-
-MEAN_SHARE_S = 10.0
-JITTER = 0.3
-"""Looks are spread by so much of their interval, so that tasks do not look in step."""
-
 AT_ONCE = 2
 """Slots that are freed by giving rows up, where real-time is about; more headroom comes as rows end."""
 
-MOST_GROWTH = 64
-"""It grows by no more of the slots in one look: real-time's prompts wait while others are computed."""
+MOST_GROWTH = 128
+"""It grows by no more of the slots in one step: real-time's prompts wait while others are computed."""
 
 CAUTION = 8
 """Who begins while it is not calm keeps one in so many slots free, and one more, until it has learned better."""
-
-FULL_MEMORY = 0.9
-"""Share of the KV blocks in use from which on requests that wait beside free slots wait for memory."""
 
 PART = 1.5
 """Where many rows run, a task gives up so many times its share of ``T`` of what is too much in one look."""
 
 NO_CAPACITY_S = 0.25
 """It does not grow for so long after the server refused."""
+
+SPARE = 64
+"""One of so many slots is always kept free: where there are many it costs little, and spares whoever comes a wait."""
 
 WAVERS = 50
 """One of so many rows has ended in the server, and the next one is under way, whenever somebody looks."""
@@ -88,13 +76,17 @@ OFFERED = 2
 
 FULL_LOOKS = 5
 MANY = 3
-"""So many looks must tell the same before it is believed that the server waits for memory, or can't be read; or, of
-the last `FULL_LOOKS`, that others fill the server."""
+"""So many looks must tell the same before it is believed that the load can't be read; or, of the last `FULL_LOOKS`,
+that others fill the server."""
 
 
-def queued(slots: int) -> int:
-    """Rows that wait in a server of so many slots in a calm, so that none of them waits for a client: ``q``."""
-    return max(1, slots // 50)
+def most_at_once(slots: int, floor: int) -> int:
+    """Sequences that the law wants in a server of so many slots at most, of all clients: ``T*`` in a calm.
+
+    Where no slot is kept free one row waits in the server, so that no slot waits for a client.
+    """
+    kept = max(floor, slots // SPARE)
+    return slots - kept if kept else slots + 1
 
 
 class HeadroomLimit:
@@ -114,7 +106,7 @@ class HeadroomLimit:
         if not 0 <= floor < slots:
             raise ConfigurationError(f"headroom {floor} of {slots} slots leaves batch nothing")
         self.slots = slots
-        self.floor = floor
+        self.floor = max(floor, slots // SPARE)
         self.blind = min(slots, max(floor, -(-slots // 4) if blind is None else blind))
         self._rng = rng
         self._wavers = slots // WAVERS
@@ -124,16 +116,16 @@ class HeadroomLimit:
         self._arrivals = Arrivals()
         self._turns = Turns(rng)
         self._departing = Departing()
-        self._seats = slots  # what runs at most, less than `slots` where memory is short
-        self._starved = 0
+        self._looks = Looks(rng)
+        self._seats = Seats(slots)
         self._unread = 0
         self._began = False  # there was a look since the last rest
         self._full: deque[bool] = deque(maxlen=FULL_LOOKS)  # while it was away: whether others filled the server
         self._grow_from_s = 0.0
+        self._verdict = Verdict(limit=0)  # the last one that followed from news
+        self._filling = False  # it sees more room than what wavers
         self._grew = 0  # by so much it last grew
         self._own_then = 0
-        self._looked_s = 0.0
-        self._mean_share = 0.1
         self._leaves = 0  # places still to be left empty
 
     @property
@@ -144,7 +136,10 @@ class HeadroomLimit:
     def look(self, now: float, load: Load, own: int) -> Verdict:
         """See `Limit.look`."""
         self._unread = 0
-        self._bound_by_memory(load)
+        if not self._looks.news(now, load):
+            return replace(self._verdict, give_up=0, look_in_s=self._look_in_s(now, load, own))
+        self._arrivals.step_s = self._looks.step_s
+        self._seats.look(load)
         total = load.total - self._departing.look(now, load.total, own)
         if not self._began:
             self._began = True
@@ -155,11 +150,11 @@ class HeadroomLimit:
         calm, holds = self._arrivals.calm(now), self._turns.state is State.HOLDING
         target = self._target(now)
         excess = total - target
-        limit, give_up = own, 0
+        limit, give_up, free = own, 0, 0
         must_then, self._must_then = self._must_then, 0
         if excess > 0:
             limit = max(0, own - excess)
-            must = total - self._seats + max(self.floor, 0 if calm else AT_ONCE)
+            must = total - self._seats.number + max(self.floor, 0 if calm else AT_ONCE)
             if self._turns.state is State.AWAY and not calm:  # who holds goes first
                 must, self._must_then = min(must, must_then), must
             if self._wavers:  # other tasks may see the same
@@ -168,14 +163,16 @@ class HeadroomLimit:
         elif holds and now >= self._grow_from_s:
             free = target - own - self._arrivals.others(now)[1]
             limit = own + self._growth(max(0, free), own)
+        self._filling = free > self._wavers
         kept = f"calm, {self.floor} kept free" if calm else f"{self.headroom} kept free"
-        return Verdict(
+        self._verdict = Verdict(
             limit=limit,
             give_up=give_up,
             calm=calm,
             reason=f"real-time and others {others}, {kept}{'' if holds else ', others have their turn'}",
             look_in_s=self._look_in_s(now, load, own),
         )
+        return self._verdict
 
     def gave_up(self, now: float, sequences: int) -> None:
         """See `Limit.gave_up`."""
@@ -193,11 +190,12 @@ class HeadroomLimit:
         if self._began:
             most = min(most, own + (self._unread >= MANY))
         reason = f"the load can't be read, {self.blind} kept free"
-        return Verdict(limit=most, reason=reason, look_in_s=self._interval(1.0))
+        return Verdict(limit=most, reason=reason, look_in_s=self._looks.about(1.0))
 
     def rested(self) -> None:
         """See `Limit.rested`: who is there is found out anew."""
         self._began = False
+        self._looks.forget()
         self._departing = Departing()
         self._turns = Turns(self._rng)
         self._arrivals.forget()
@@ -219,7 +217,7 @@ class HeadroomLimit:
 
     @property
     def _queued(self) -> int:
-        return 0 if self.floor else queued(self.slots)
+        return 0 if self.floor else 1
 
     def _growth(self, free: int, own: int) -> int:
         unused = self._grew > 0 and own == self._own_then  # the next row asks for more sequences than were granted
@@ -229,8 +227,8 @@ class HeadroomLimit:
 
     def _target(self, now: float) -> int:
         if self._arrivals.calm(now):
-            return self._seats - self.floor + self._queued
-        return self._seats - min(self.slots, max(self.floor, self._arrivals.wanted(now) + self._wavers))
+            return self._seats.number - self.floor + self._queued
+        return self._seats.number - min(self.slots, max(self.floor, self._arrivals.wanted(now) + self._wavers))
 
     def _learn(self, now: float, total: int, own: int, *, came: int) -> None:
         """What real-time wants is seen by whoever holds; others see whether the holder thinks that it is calm."""
@@ -250,9 +248,9 @@ class HeadroomLimit:
         who take it up: where more are empty, or the total rises again, or more wait than whoever holds lets wait,
         real-time is about.
         """
-        brim, wavers = self._seats - self.floor, self._wavers
+        brim, wavers = self._seats.number - self.floor, self._wavers
         if total >= brim or not self._turns.sees_room:
-            self._full.append(total >= brim + min(1, self._queued) - wavers)
+            self._full.append(total >= brim + self._queued - wavers)
         risen = self._turns.sees_room and total == brim
         if risen or not brim - OFFERED - 2 * wavers <= total <= brim + self._queued:
             self._full.clear()
@@ -270,7 +268,8 @@ class HeadroomLimit:
         if not self._turns.sees_room or most > self._seen + self._wavers:
             self._seen = most
         if was is State.AWAY:
-            target = self._seats - (self.floor if calm else max(self.headroom, self._cautious))
+            kept = self.floor if calm else max(self.headroom + 2 * self._wavers, self._cautious)
+            target = self._seats.number - kept
         self._turns.look(
             now,
             room=own + most < max(1, target),
@@ -288,27 +287,9 @@ class HeadroomLimit:
         elif was is State.AWAY and not calm:
             self._arrivals.expect(self._cautious)
 
-    def _bound_by_memory(self, load: Load) -> None:
-        short = load.waiting > 0 and load.running < self._seats and (load.kv_usage or 0.0) >= FULL_MEMORY
-        self._starved = self._starved + 1 if short else 0
-        if self._starved >= MANY:
-            self._seats = max(1, load.running)
-        elif load.running > self._seats:
-            self._seats = min(self.slots, load.running)
-        elif not load.waiting and self._seats < self.slots:
-            self._seats += 1
-
     def _look_in_s(self, now: float, load: Load, own: int) -> float:
-        share = own / max(load.total, own, 1)
-        self._mean_share += (share - self._mean_share) * min(1.0, (now - self._looked_s) / MEAN_SHARE_S)
-        self._looked_s = now
         away_s = self._turns.look_in_s
         if away_s is not None and not own:
-            return away_s if self._turns.sees_room else max(away_s, self._interval(load.cost_s / LEAST_BUDGET))
+            return away_s if self._turns.sees_room else max(away_s, self._looks.seldom_in_s(load))
         holds_on = self._turns.state is State.HOLDING and (self._turns.fresh(now) or not self._arrivals.calm(now))
-        per_s = LOOK_BUDGET / load.cost_s * (1.0 if holds_on else (share + self._mean_share) / 2)
-        slowest_s = max(SLOWEST_LOOK_S, load.cost_s / LEAST_BUDGET)
-        return self._interval(max(1 / LOOKS_PER_S, 1 / max(per_s, 1 / slowest_s)))
-
-    def _interval(self, mean_s: float) -> float:
-        return mean_s * self._rng.uniform(1 - JITTER, 1 + JITTER)
+        return self._looks.in_s(now, load, own, at_work=self._filling if self._wavers else holds_on)

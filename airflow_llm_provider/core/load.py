@@ -20,6 +20,7 @@ class Load:
         waiting: in the server's queue.
         preemptions: so far, of running sequences for want of KV blocks; None where that was not read.
         kv_usage: share of the KV blocks in use, 0 to 1; None where that was not read.
+        generated: tokens so far, which tells a step of the engine from the one before; None where that was not read.
         cost_s: seconds of the server's CPU that reading it took.
     """
 
@@ -27,6 +28,7 @@ class Load:
     waiting: int
     preemptions: float | None = None
     kv_usage: float | None = None
+    generated: float | None = None
     cost_s: float = CHOSEN_COST_S
 
     @property

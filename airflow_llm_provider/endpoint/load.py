@@ -24,7 +24,8 @@ RUNNING = "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
 PREEMPTIONS = "vllm:num_preemptions_total"
 KV_USAGE = "vllm:kv_cache_usage_perc"
-FAMILIES = (RUNNING, WAITING, PREEMPTIONS, KV_USAGE)
+GENERATED = "vllm:generation_tokens_total"
+FAMILIES = (RUNNING, WAITING, PREEMPTIONS, KV_USAGE, GENERATED)
 
 WHOLE = "/metrics"
 CHOSEN = "/metrics/?" + "&".join(f"name[]={name}" for name in FAMILIES)
@@ -85,5 +86,6 @@ def _load(status: int, body: bytes, cost_s: float) -> Load | None:
         waiting=round(waiting),
         preemptions=page.total(PREEMPTIONS),
         kv_usage=page.total(KV_USAGE),
+        generated=page.total(GENERATED),
         cost_s=cost_s,
     )

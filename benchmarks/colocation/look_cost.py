@@ -10,8 +10,9 @@ import time
 from random import Random
 from typing import TYPE_CHECKING
 
-from airflow_llm_provider.core.limit_headroom import LOOKS_PER_S, HeadroomLimit
+from airflow_llm_provider.core.limit_headroom import HeadroomLimit
 from airflow_llm_provider.core.load import Load
+from airflow_llm_provider.core.looks import LOOKS_PER_S
 from airflow_llm_provider.endpoint.client import EndpointClient
 from airflow_llm_provider.endpoint.load import LoadReader
 from airflow_llm_provider.endpoint.settings import EndpointSettings

@@ -315,6 +315,7 @@ class World:
             waiting=gauges.waiting,
             preemptions=self._engine.preemptions,
             kv_usage=gauges.kv_usage,
+            generated=self._engine.totals.generation_tokens,
         )
         self._at(now + 2 * NETWORK_S, partial(self._obey, task=task, load=load))
 

@@ -28,8 +28,10 @@ vllm:num_requests_waiting{engine="1",model_name="tiny"} 0.0
 vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 2.0
 vllm:num_preemptions_total{engine="0",model_name="tiny"} 5.0
 vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.5
+vllm:generation_tokens_total{engine="0",model_name="tiny"} 100.0
+vllm:generation_tokens_total{engine="1",model_name="tiny"} 20.0
 """
-READ = {"running": 7, "waiting": 2, "preemptions": 5.0, "kv_usage": 0.5}
+READ = {"running": 7, "waiting": 2, "preemptions": 5.0, "kv_usage": 0.5, "generated": 120.0}
 
 
 class Server:

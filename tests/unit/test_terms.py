@@ -151,7 +151,7 @@ class TestControl:
         assert value_of(agreement, "headroom") == (0, "default")
         assert value_of(agreement, "headroom_unread") == (headroom_unread, "workload and placement")
         assert value_of(agreement, "limit_law") == ("headroom", "placement")
-        assert (agreement.terms.limit, agreement.terms.limit_each, agreement.advice) == (261, 261, None)
+        assert (agreement.terms.limit, agreement.terms.limit_each, agreement.advice) == (252, 252, None)
 
     @pytest.mark.parametrize(
         ("headroom", "asked", "floor", "set_by"),
@@ -192,7 +192,7 @@ class TestControl:
         ("law", "most"),
         [
             (ControlLaw(kind="headroom", slots=8), 9),
-            (ControlLaw(kind="headroom", slots=256), 261),
+            (ControlLaw(kind="headroom", slots=256), 252),
             (ControlLaw(kind="headroom", slots=256, floor=16), 240),
             (ControlLaw(kind="adaptive"), None),
             (ControlLaw(), None),

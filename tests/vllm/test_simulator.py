@@ -12,6 +12,10 @@ import orjson
 import pytest
 from conftest import API_KEY
 
+from airflow_llm_provider.core.load import Load
+from airflow_llm_provider.endpoint.client import EndpointClient
+from airflow_llm_provider.endpoint.load import LoadReader
+from airflow_llm_provider.endpoint.settings import EndpointSettings
 from airflow_llm_provider.testing import SimulatedVLLM
 
 if TYPE_CHECKING:
@@ -341,6 +345,31 @@ async def gauges(server: Server) -> list[float]:
     page, _ = await get(server, "/metrics/?" + "&".join(f"name[]={name}" for name in names))
     found = {name: float(value) for name, _, value in SERIES.findall(page)}  # in any order
     return [found[name] for name in names]
+
+
+async def test_a_load_tells_one_step_from_another(real: RealVLLM, ours: SimulatedVLLM) -> None:
+    """What runs gets a token in a step; what rests stays the same."""
+    for server in (real, ours):
+        await settle(server, [0, 0])
+        settings = EndpointSettings(base_urls=(server.url,), api_key=API_KEY)
+        async with EndpointClient(settings, base_url=server.url) as client, asyncio.TaskGroup() as group:
+            reader = LoadReader(client)
+            begin = await reader.read()
+            assert isinstance(begin, Load)
+            assert begin.generated is not None
+            assert await reader.read() == begin
+            group.create_task(told(server, TEXT, text(max_tokens=600)))
+            seen: list[float] = []
+            async with asyncio.timeout(60):
+                while not seen or seen[-1] < begin.generated + 600:
+                    load = await reader.read()
+                    assert isinstance(load, Load)
+                    assert load.generated is not None
+                    seen.append(load.generated)
+                    await asyncio.sleep(0.01)
+            assert seen == sorted(seen)
+            assert len(set(seen)) > 5
+            assert seen[-1] == begin.generated + 600
 
 
 async def settle(server: Server, wanted: list[float]) -> None:

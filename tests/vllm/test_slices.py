@@ -76,7 +76,7 @@ WORDS = [
 ]
 EOS = 4
 PLAIN = {"allowed_token_ids": list(range(300, 380))}
-"""Of tokens that are words and their beginnings: text can be followed over every boundary, whatever the CPU makes of it."""
+"""Tokens that are words and their beginnings: text can be followed over every boundary, whatever the CPU says."""
 SINGLE = ("--dtype", "float32")
 """In bfloat16, near ties fall one way or the other on some CPUs, whole rows against slices."""
 STOPS = list(range(100, 4096, 90))
@@ -84,7 +84,9 @@ STOPS = list(range(100, 4096, 90))
 
 @pytest.fixture(scope="module")
 def vllm(start: Start, restless: Path) -> Iterator[RealVLLM]:
-    with start(*FLAGS, *SINGLE, "--max-num-seqs", "8", "--scheduling-policy", "priority", model_folder=restless) as server:
+    with start(
+        *FLAGS, *SINGLE, "--max-num-seqs", "8", "--scheduling-policy", "priority", model_folder=restless
+    ) as server:
         yield server
 
 

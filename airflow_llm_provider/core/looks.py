@@ -1,0 +1,103 @@
+"""When a batch task looks at the load of a server that it shares, and whether it saw anything new.
+
+Owns the budget of looks, which all tasks share without a channel, and what a step of the engine takes. Pure. Does not
+know what follows from a look (`core.limit_headroom`).
+
+- **Budget.** ``rate = LOOK_BUDGET / cost of a look * (s + s') / 2``, with ``s = own / T``, ``T`` the server's total,
+  and ``s'`` the mean of ``s`` over `MEAN_SHARE_S`: shares add up to 1, so do the looks of all tasks to the budget,
+  however many there are. Whoever is at work, which is one at a time, looks as if all were its own. Nobody looks more
+  often than `LOOKS_PER_S`.
+- **Steps.** What a server shows is as of its last step, which takes a millisecond or a hundred. Between two looks it
+  made ``steps = tokens generated / sequences running``, since each gets one in a step. No task looks more often than
+  that, and what is the same as before, tokens and all, is no news.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from airflow_llm_provider.core.load import Load
+
+LOOKS_PER_S = 100.0
+"""Most often that one task looks."""
+
+LOOK_BUDGET = 0.045
+"""Of a core of the server, for the looks of all tasks together."""
+
+SLOWEST_LOOK_S = 0.5
+LEAST_BUDGET = 0.0014
+"""Of a core of the server, for the looks of a task without a place; and no more than one in `SLOWEST_LOOK_S`."""
+
+MEAN_SHARE_S = 10.0
+FIRST_SHARE = 0.1
+
+JITTER = 0.3
+"""Looks are spread by so much of their interval, so that tasks do not look in step."""
+
+STALE_S = 0.25
+"""A step is taken to last no longer: what is still the same then is so."""
+
+EASE = 0.1
+"""A step's weight in the usual one."""
+
+
+class Looks:
+    """See the module.
+
+    Args:
+        rng: of their moments.
+
+    Attributes:
+        step_s: what a step of the engine usually takes; 0: not known.
+    """
+
+    def __init__(self, rng: Random) -> None:
+        self.step_s = 0.0
+        self._rng = rng
+        self._shown: tuple[float, int, int] | None = None
+        self._news_s = 0.0
+        self._looked_s = 0.0
+        self._mean_share = FIRST_SHARE
+
+    def news(self, now: float, load: Load) -> bool:
+        """Whether the server shows another step than when there were news last; where it can't be told, it does."""
+        if load.generated is None:
+            return True
+        shown, then, since_s = (load.generated, load.running, load.waiting), self._shown, now - self._news_s
+        if shown == then and load.running and since_s < STALE_S:
+            return False
+        if then is not None and load.running and (steps := (load.generated - then[0]) / load.running) >= 1:
+            self.step_s += EASE * (min(STALE_S, since_s / steps) - self.step_s)
+        self._shown, self._news_s = shown, now
+        return True
+
+    def forget(self) -> None:
+        """Whatever is seen next is news."""
+        self._shown = None
+
+    def in_s(self, now: float, load: Load, own: int, *, at_work: bool) -> float:
+        """When to look again, in seconds; called once a look.
+
+        Args:
+            now: monotonic seconds.
+            load: what was seen.
+            own: sequences of this task in flight.
+            at_work: whether what happens is the task's to see.
+        """
+        share = own / max(load.total, own, 1)
+        self._mean_share += (share - self._mean_share) * min(1.0, (now - self._looked_s) / MEAN_SHARE_S)
+        self._looked_s = now
+        per_s = LOOK_BUDGET / load.cost_s * (1.0 if at_work else (share + self._mean_share) / 2)
+        slowest_s = max(SLOWEST_LOOK_S, load.cost_s / LEAST_BUDGET)
+        return self.about(max(1 / LOOKS_PER_S, self.step_s, 1 / max(per_s, 1 / slowest_s)))
+
+    def seldom_in_s(self, load: Load) -> float:
+        """The same for a task that has nothing there, and waits."""
+        return self.about(load.cost_s / LEAST_BUDGET)
+
+    def about(self, mean_s: float) -> float:
+        """A moment like it."""
+        return mean_s * self._rng.uniform(1 - JITTER, 1 + JITTER)
