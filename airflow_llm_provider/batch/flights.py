@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_llm_provider.batch.slicer import SliceEnded
 from airflow_llm_provider.core.request import Completion
 from airflow_llm_provider.core.retry import Failure
+from airflow_llm_provider.core.yielding import cheapest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from airflow_llm_provider.batch.slicer import Plain
     from airflow_llm_provider.core.own_requests import OwnRequests
     from airflow_llm_provider.core.row_queue import Ticket
-
-OFTEN = 5
-"""A row given up so often in a row is finished, whoever wants its slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,24 +80,9 @@ class Flights:
                 task.cancel()
 
     def give_up_some(self, sequences: int) -> None:
-        """Give up the requests whose loss is the cheapest: those that were sent last. `Yielded` is reported for each.
-
-        Args:
-            sequences: how many sequences are given up; of a request for several answers, all are.
-
-        A row that was given up `OFTEN` times in a row with nothing kept of it is spared: it would never end.
-        """
-        latest = sorted(
-            ((ticket.sent_s, task, ticket) for task, ticket in self._tickets.items() if task not in self._given_up),
-            key=lambda each: each[0],
-            reverse=True,
-        )
-        for _, task, ticket in latest:
-            if sequences <= 0:
-                return
-            if ticket.fruitless >= OFTEN:
-                continue
-            sequences -= ticket.request.sequences
+        """Give up so many sequences, by the order of `core.yielding`. `Yielded` is reported for each request."""
+        in_flight = {task: ticket for task, ticket in self._tickets.items() if task not in self._given_up}
+        for task in cheapest(in_flight, sequences):
             self._given_up[task] = Yielded()
             task.cancel()
 

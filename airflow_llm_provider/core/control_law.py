@@ -61,10 +61,13 @@ class ControlLaw:
 
     @property
     def most(self) -> int | None:
-        """Sequences that the law may want in flight on one server at most; None where it knows no such number."""
+        """Sequences that may be in flight on one server; None where the law knows no such number.
+
+        The law itself may want a few less: of many slots it always leaves some free.
+        """
         if self.kind != "headroom" or self.slots is None:
             return None
-        return most_at_once(self.slots, self.floor)
+        return max(self.slots - self.floor, most_at_once(self.slots, self.floor))
 
     def learnt(self, limit: int, rng: Random) -> Learnt | None:
         """What is learned of one server; None where nothing is.

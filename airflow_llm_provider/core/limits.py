@@ -90,7 +90,8 @@ def _each(slots: int | None, headroom: int, law: ControlLaw, *, asked: bool, con
     if headroom:
         return slots - headroom, f"slots {slots} less headroom {headroom}"
     if law.most is not None:
-        return law.most, f"slots {slots} and {law.most - slots} that wait"
+        waits = law.most - slots
+        return law.most, f"slots {slots} and {waits} that wait" if waits else "slots"
     if asked:
         return None
     return (ROOM * slots, f"{ROOM} × slots {slots}") if law.kind == "adaptive" else (slots, "slots")

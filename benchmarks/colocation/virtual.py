@@ -1,7 +1,7 @@
 """The same comparison without sockets, processes or clocks: the simulated engine and our core, in virtual time.
 
 Owns the events between them. The dispatcher, the row queue and the control laws are the ones that run in production; of
-the runner, only the order in which requests are given up is done again here (`batch.flights`). A day on 256 slots takes
+the runner, only what it does with their word is done again here. A day on 256 slots takes
 a minute, and a change of a control law shows at once; what it says of a real server is as good as the engine's model.
 
 What takes time: a request to the server and an answer back `NETWORK_S` each, a look at the load twice that, and a
@@ -16,6 +16,7 @@ import heapq
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from math import inf
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from airflow_llm_provider.core.load import Load
 from airflow_llm_provider.core.request import Position, RowRequest
 from airflow_llm_provider.core.row_queue import RowQueue, Ticket
 from airflow_llm_provider.core.slice_rules import WORTH, eased_pace, slice_tokens_at
+from airflow_llm_provider.core.yielding import OFTEN, cheapest
 from airflow_llm_provider.simulator.engine import (
     LARGE_GPU,
     TINY_ON_CPU,
@@ -54,8 +56,6 @@ WARM_S = 10.0
 GAUGE_PERIOD_S = 0.5
 ROW_PROMPT = (60, 240)
 ROW_ANSWER = (160, 640)
-OFTEN = 5
-"""As in `batch.flights`."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -332,17 +332,9 @@ class World:
         self._at(now + verdict.look_in_s, partial(self._look, task=task))
 
     def _give_up(self, now: float, task: _Task, verdict: Verdict, *, cancel_s: float = CANCEL_S) -> None:
-        """As `batch.flights.Flights.give_up_some`."""
-        must = verdict.give_up
-        latest = sorted(task.flights.items(), key=lambda each: each[1].ticket.sent_s, reverse=True)
-        for request_id, flight in latest:
-            ticket = flight.ticket
-            if must <= 0:
-                return
-            if ticket.fruitless >= OFTEN and self._policy.law != "ideal":
-                continue
-            must -= 1
-            del task.flights[request_id]
+        in_flight = {request_id: flight.ticket for request_id, flight in task.flights.items()}
+        for request_id in cheapest(in_flight, verdict.give_up, often=inf if self._policy.law == "ideal" else OFTEN):
+            ticket = task.flights.pop(request_id).ticket
             self._count(now, "given-up")
             task.dispatcher.yielded(ticket, now)
             if cancel_s:

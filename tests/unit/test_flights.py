@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from airflow_llm_provider.batch.flights import OFTEN, Flights, Yielded
+from airflow_llm_provider.batch.flights import Flights, Yielded
 from airflow_llm_provider.core.request import Completion, Position, RowRequest, Usage
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.core.row_queue import Ticket
+from airflow_llm_provider.core.yielding import OFTEN
 
 GONE = Failure(FailureKind.UNREACHABLE, "refused", refused=True)
 ANSWER = Completion("x", "stop", Usage(), ttft_s=0.5, generation_s=1.5)

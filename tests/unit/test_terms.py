@@ -151,7 +151,7 @@ class TestControl:
         assert value_of(agreement, "headroom") == (0, "default")
         assert value_of(agreement, "headroom_unread") == (headroom_unread, "workload and placement")
         assert value_of(agreement, "limit_law") == ("headroom", "placement")
-        assert (agreement.terms.limit, agreement.terms.limit_each, agreement.advice) == (252, 252, None)
+        assert (agreement.terms.limit, agreement.terms.limit_each, agreement.advice) == (256, 256, None)
 
     @pytest.mark.parametrize(
         ("headroom", "asked", "floor", "set_by"),
@@ -189,16 +189,20 @@ class TestControl:
                 ControlLaw(kind="headroom", slots=8, floor=floor)
 
     @pytest.mark.parametrize(
-        ("law", "most"),
+        ("law", "most", "wants"),
         [
-            (ControlLaw(kind="headroom", slots=8), 9),
-            (ControlLaw(kind="headroom", slots=256), 252),
-            (ControlLaw(kind="headroom", slots=256, floor=16), 240),
-            (ControlLaw(kind="adaptive"), None),
-            (ControlLaw(), None),
+            (ControlLaw(kind="headroom", slots=8), 9, 9),
+            (ControlLaw(kind="headroom", slots=8, floor=1), 7, 7),
+            (ControlLaw(kind="headroom", slots=256), 256, 252),
+            (ControlLaw(kind="headroom", slots=256, floor=3), 253, 252),
+            (ControlLaw(kind="headroom", slots=256, floor=16), 240, 240),
+            (ControlLaw(kind="adaptive"), None, None),
+            (ControlLaw(), None, None),
         ],
     )
-    def test_what_it_wants_at_most_is_never_more_than_what_it_learns(self, law: ControlLaw, most: int | None) -> None:
+    def test_what_may_be_in_flight_is_never_less_than_what_it_learns(
+        self, law: ControlLaw, most: int | None, wants: int | None
+    ) -> None:
         assert law.most == most
         learnt = law.learnt(1024, Random(1))
         if most is None or learnt is None:
@@ -207,7 +211,7 @@ class TestControl:
         for _ in range(400):  # nobody else is there: it is a calm soon
             verdict = learnt.look(now, Load(running=min(learnt.limit, law.slots or 0), waiting=0), learnt.limit)
             now += verdict.look_in_s
-        assert learnt.limit == most
+        assert learnt.limit == wants
 
     def test_nothing_is_sent_before_the_first_look_nor_by_one_that_is_stale(self) -> None:
         learnt = ControlLaw(kind="headroom", slots=8).learnt(9, Random(1))
