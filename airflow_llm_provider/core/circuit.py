@@ -23,6 +23,11 @@ TRIAL_S = 5.0
 while a healthy one may take minutes to answer."""
 
 
+LONGEST_PAUSE = 4
+"""A pause for want of capacity is no longer than the wait before this look: a server that refuses is there, answers
+within milliseconds, and may have room again any second. One that is lost is looked for ever more rarely."""
+
+
 class State(StrEnum):
     """The life of an endpoint, as one run sees it."""
 
@@ -152,5 +157,6 @@ class Circuit:
         self._looks += 1
         if self._since is None:
             self._since = now
-        self.until = now + max(self._wait_s(self._looks), failure.retry_after_s or 0.0)
+        looks = min(self._looks, LONGEST_PAUSE) if self.state is State.PAUSED else self._looks
+        self.until = now + max(self._wait_s(looks), failure.retry_after_s or 0.0)
         self.reason = f"{FailureKind(failure.kind)} ({failure.message})"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_llm_provider.core.circuit import TRANSITIONS, TRIAL_S, Circuit, Event, State
+from airflow_llm_provider.core.circuit import LONGEST_PAUSE, TRANSITIONS, TRIAL_S, Circuit, Event, State
 from airflow_llm_provider.core.retry import REACTIONS, Failure, FailureKind, Reaction
 
 if TYPE_CHECKING:
@@ -107,6 +107,16 @@ def test_waits_grow_from_look_to_look_and_start_again_after_an_answer() -> None:
     made.answered()
     made.failed(BUSY, 40)
     assert made.until == 50
+
+
+def test_pauses_grow_no_longer_and_looks_for_a_lost_server_do() -> None:
+    made = circuit()
+    for number in range(1, 10):
+        made.failed(BUSY, 0)
+        assert made.until == min(number, LONGEST_PAUSE)
+        made.look(100)
+    made.failed(LOST, 0)
+    assert made.until == 10
 
 
 @pytest.mark.parametrize(("retry_after_s", "until"), [(None, 1.0), (0.5, 1.0), (60.0, 60.0)])
