@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.colocation.fleet import Fleet, Noted
+    from benchmarks.colocation.look import Look
     from benchmarks.colocation.policies import Policy
     from benchmarks.colocation.servers import Server
     from benchmarks.colocation.traffic import Traffic
@@ -48,7 +49,7 @@ class Arm:
         samples: real-time's requests.
         batch: per process, the answers that ended, as stretches of tokens.
         endings: of batch's requests within the traffic: how many ended how.
-        looks: per process; see `policies.WatchedLaw`.
+        looks: per process, its looks at the load.
         gauges: ``(at_s, running, waiting, generated tokens)``, by the server's own word.
         batch_cpu_s: of all batch processes together, warm-up and tail included.
         saturation_per_s: tokens/s of batch alone just before and after; None where that was not measured.
@@ -61,7 +62,7 @@ class Arm:
     samples: list[Sample]
     batch: list[list[Stretch]]
     endings: dict[str, int]
-    looks: list[list[tuple[float, int, int, int, int, int]]]
+    looks: list[list[Look]]
     gauges: list[tuple[float, float, float, float]]
     batch_cpu_s: float
     saturation_per_s: float | None = None
@@ -156,11 +157,17 @@ class Arm:
     @property
     def looks_per_s(self) -> float:
         """How often all processes together looked at the load."""
-        count = sum(1 for each in self.looks for look in each if 0.0 <= look[0] < self.duration_s)
+        count = sum(1 for each in self.looks for look in each if 0.0 <= look.at_s < self.duration_s)
         return count / self.duration_s
 
     def reactions_s(self) -> list[float]:
-        """For each burst that found batch there: from its first request until a look makes room, or finds some."""
+        """For each burst that came where batch was: from its first request until a look makes room, or finds some.
+
+        A look makes room by giving up rows, and finds some where a slot is free: a task on its way out that gives
+        nothing up has not reacted. Infinite where none did within `REACTED_S`.
+        """
+        if not self.processes:
+            return []
         reactions = []
         for before, phase in zip(self.traffic.phases, self.traffic.phases[1:], strict=False):
             if (before.name, phase.name) not in {("quiet", "burst"), ("between", "herd")}:
@@ -168,14 +175,13 @@ class Arm:
             first_s = min((s.sent_s for s in self.samples if phase.from_s <= s.arrival.at_s < phase.to_s), default=None)
             if first_s is None:
                 continue
-            made = [
-                look[0] - first_s
+            made = (
+                look.at_s - first_s
                 for each in self.looks
                 for look in each
-                if 0 <= look[0] - first_s < REACTED_S and (look[4] < look[3] or look[1] + look[2] < self.slots)
-            ]
-            if made:
-                reactions.append(min(made))
+                if 0 <= look.at_s - first_s < REACTED_S and look.has_room(self.slots)
+            )
+            reactions.append(min(made, default=math.inf))
         return reactions
 
 
@@ -259,7 +265,7 @@ def _arm(
         samples=samples,
         batch=batch,
         endings=endings,
-        looks=[[(look[0] - zero_s, *look[1:]) for look in each.looks] for each in noted],
+        looks=[[look._replace(at_s=look.at_s - zero_s) for look in each.looks] for each in noted],
         gauges=gauges,
         batch_cpu_s=sum(each.cpu_s for each in noted),
     )

@@ -9,7 +9,7 @@ before its first request and ``{"event": "ended"}`` with what it noted, on the m
 
 - ``requests``: ``[sent_s, ended_s, generation_s, tokens, ending]`` of each request, of which a long row may make
   several; the ending is ``ok``, ``given-up``, ``stopped``, or the kind of the failure.
-- ``looks``: see `policies.WatchedLaw`.
+- ``looks``: the fields of each `Look`.
 - ``cpu_s``: the process's CPU time over the run.
 """
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from airflow_llm_provider.core.retry import Failure
+    from benchmarks.colocation.look import Look
 
 _WORDS = (
     "the",
@@ -113,7 +114,7 @@ class _Notes:
 
     def __init__(self) -> None:
         self.requests: list[tuple[float, float, float | None, int, str]] = []
-        self.looks: list[tuple[float, int, int, int, int, int]] = []
+        self.looks: list[Look] = []
         self.stopping = False
 
 
@@ -209,7 +210,7 @@ class _Run(threading.Thread):
         self._parent.hear(
             "ended",
             requests=self._notes.requests,
-            looks=self._notes.looks,
+            looks=[[*look] for look in self._notes.looks],
             cpu_s=time.process_time() - cpu_s,
             error=error,
         )

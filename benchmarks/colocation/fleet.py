@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 
 from benchmarks.colocation.batch_process import Order, write_rows
+from benchmarks.colocation.look import Look
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -28,7 +29,7 @@ class Noted:
     """What one process noted of one run; see `batch_process`."""
 
     requests: list[tuple[float, float, float | None, int, str]]
-    looks: list[tuple[float, int, int, int, int, int]]
+    looks: list[Look]
     cpu_s: float
 
 
@@ -113,7 +114,7 @@ class Fleet:
             noted.append(
                 Noted(
                     requests=[tuple(each) for each in ended["requests"]],
-                    looks=[tuple(each) for each in ended["looks"]],
+                    looks=[Look(*each) for each in ended["looks"]],
                     cpu_s=ended["cpu_s"],
                 )
             )

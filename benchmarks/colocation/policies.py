@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from airflow_llm_provider.core.control_law import ControlLaw, Kind
 from airflow_llm_provider.core.limit import Learnt, Verdict
 from airflow_llm_provider.core.limit_headroom import HeadroomLimit
+from benchmarks.colocation.look import Look
 
 if TYPE_CHECKING:
     from random import Random
@@ -135,7 +136,7 @@ class AimdOnErrors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchedLaw(ControlLaw):
-    """A control law that keeps note of each look: ``(now, running, waiting, own, limit, given up)``.
+    """A control law that keeps note of each look.
 
     Attributes:
         policy: which one.
@@ -145,10 +146,10 @@ class WatchedLaw(ControlLaw):
 
     policy: Policy
     server_slots: int
-    looks: list[tuple[float, int, int, int, int, int]]
+    looks: list[Look]
 
     @classmethod
-    def of(cls, policy: Policy, *, slots: int, looks: list[tuple[float, int, int, int, int, int]]) -> WatchedLaw:
+    def of(cls, policy: Policy, *, slots: int, looks: list[Look]) -> WatchedLaw:
         """The law of `policy` on a server of `slots`."""
         kind: Kind = "headroom" if policy.law == "headroom" else "fixed"
         return cls(kind=kind, slots=slots, sliced=policy.slices, policy=policy, server_slots=slots, looks=looks)
@@ -171,7 +172,7 @@ def limit_of(policy: Policy, *, limit: int, slots: int, rng: Random) -> Limit | 
 
 
 class _WatchedLearnt(Learnt):
-    def __init__(self, law: Limit, looks: list[tuple[float, int, int, int, int, int]]) -> None:
+    def __init__(self, law: Limit, looks: list[Look]) -> None:
         super().__init__(law)
         self._looks = looks
 
@@ -179,5 +180,5 @@ class _WatchedLearnt(Learnt):
         """See `Learnt.look`."""
         verdict = super().look(now, load, own)
         if load is not None:
-            self._looks.append((now, load.running, load.waiting, own, verdict.limit, verdict.give_up))
+            self._looks.append(Look(now, load.running, load.waiting, own, verdict.limit, verdict.give_up))
         return verdict

@@ -39,6 +39,7 @@ from airflow_llm_provider.simulator.engine import (
     Tokens,
 )
 from benchmarks.colocation.arm import Arm
+from benchmarks.colocation.look import Look
 from benchmarks.colocation.measures import Stretch
 from benchmarks.colocation.policies import limit_of
 from benchmarks.colocation.realtime import PATIENCE_S, Sample
@@ -90,7 +91,7 @@ class _Task:
         dispatcher: decides.
         flights: in flight, by request id.
         landed: its answers.
-        looks: see `policies.WatchedLaw`.
+        looks: its looks at the load.
     """
 
     number: int
@@ -100,7 +101,7 @@ class _Task:
     rows: dict[int, _Row] = field(default_factory=dict)
     flights: dict[str, _Flight] = field(default_factory=dict)
     landed: list[Stretch] = field(default_factory=list)
-    looks: list[tuple[float, int, int, int, int, int]] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
 
 
 def engine_spec(slots: int) -> EngineSpec:
@@ -325,7 +326,7 @@ class World:
             raise AssertionError
         own = task.dispatcher.in_flight
         verdict = learnt.look(now, load, own)
-        task.looks.append((now, load.running, load.waiting, own, verdict.limit, verdict.give_up))
+        task.looks.append(Look(now, load.running, load.waiting, own, verdict.limit, verdict.give_up))
         if verdict.give_up:
             self._give_up(now, task, verdict)
         self._pump(now, task)

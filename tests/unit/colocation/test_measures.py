@@ -10,6 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from benchmarks.colocation.arm import Arm
+from benchmarks.colocation.look import Look
 from benchmarks.colocation.measures import Stretch, by_phase, falls_into, jain, oracle_tokens, quantile
 from benchmarks.colocation.plot import scatter, timeline
 from benchmarks.colocation.policies import ALONE, NONE, AimdOnErrors, Policy, limit_of, policy_of
@@ -49,7 +50,7 @@ def arm_of(policy=OURS, processes=1, **changes):
         samples=[sample(each) for each in TRAFFIC.arrivals],
         batch=[[stretch(-1.0, 9.0, 1_000.0)], [stretch(0.0, 10.0, 500.0)]][:processes],
         endings={"ok": 2, "given-up": 1},
-        looks=[[(4.1, 2, 0, 2, 2, 0), (4.2, 2, 1, 2, 1, 1)]],
+        looks=[[Look(4.1, 2, 0, 2, 2, 0), Look(4.2, 2, 1, 2, 1, 1)]],
         gauges=[(-0.5, 0, 0, 0), (0.0, 2, 0, 50.0), (10.0, 2, 0, 1_250.0)],
         batch_cpu_s=1.0,
     )
@@ -102,8 +103,28 @@ def test_fairness_is_of_what_the_processes_got():
     assert arm_of(processes=2).fairness == pytest.approx((900 + 500) ** 2 / (2 * (900**2 + 500**2)))
 
 
-def test_a_reaction_is_the_first_verdict_that_makes_room():
+def test_a_reaction_is_the_first_look_that_makes_room():
     assert arm_of().reactions_s() == [pytest.approx(0.2)]
+
+
+def test_a_reaction_is_the_first_look_that_finds_room():
+    assert arm_of(looks=[[Look(4.1, 2, 0, 2, 2, 0), Look(4.15, 1, 0, 1, 2, 0)]]).reactions_s() == [pytest.approx(0.15)]
+
+
+def test_a_task_on_its_way_out_that_gives_nothing_up_has_not_reacted():
+    full = Look(4.1, running=2, waiting=1, own=2, limit=1, given_up=0)
+    assert arm_of(looks=[[full, full._replace(at_s=4.3, given_up=1)]]).reactions_s() == [pytest.approx(0.3)]
+
+
+@pytest.mark.parametrize("looks", [[[]], [[Look(4.1, 2, 1, 2, 2, 0)]], [[Look(7.0, 2, 1, 2, 1, 1)]]])
+def test_a_burst_nobody_reacts_to_is_not_forgotten(looks):
+    assert arm_of(looks=looks).reactions_s() == [math.inf]
+    said = {name: (figure, good) for name, figure, _, good in verdicts(*rows(looks=looks)[::2], None)}
+    assert said["reaction to a burst, p95, ms"] == (math.inf, False)
+
+
+def test_where_no_batch_is_nobody_has_to_react():
+    assert arm_of(NONE, 0, batch=[], looks=[]).reactions_s() == []
 
 
 def rows(**ours):
