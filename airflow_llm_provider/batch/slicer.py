@@ -16,7 +16,14 @@ import orjson
 
 from airflow_llm_provider.core.request import Completion
 from airflow_llm_provider.core.retry import Failure, FailureKind, Reaction
-from airflow_llm_provider.core.slice_rules import CHAT_PATH, SHORT, SliceTerms, eased_pace, slice_tokens_at
+from airflow_llm_provider.core.slice_rules import (
+    CHAT_PATH,
+    SHORT,
+    SliceTerms,
+    eased_pace,
+    slice_tokens_at,
+    why_whole_anywhere,
+)
 from airflow_llm_provider.core.slices import PARSED, Again, Landed, Look, Whole, begin
 from airflow_llm_provider.endpoint.failure import classify, garbled, read_json
 from airflow_llm_provider.endpoint.slice_terms import read_terms
@@ -31,6 +38,10 @@ log = logging.getLogger(__name__)
 
 ASK_AGAIN_S = 5.0
 """After its terms could not be read a server is asked for them again no sooner than this; meanwhile rows run whole."""
+
+ASK_WAIT_S = 3.0
+"""For its terms, all together; milliseconds are usual. The rows of a run's beginning wait for the first such question,
+or they would all run whole; beside a later one, of a server that has failed there, they go whole at once."""
 
 LOOK_WAIT_S = 10.0
 
@@ -200,17 +211,18 @@ class Slicer(Plain):
         """Have it run in slices if it can; True where it could, but for what is not known of the server's chats yet."""
         path = ticket.request.path
         if path not in self._terms:
-            async with self._asking:
-                if path not in self._terms:
-                    await self._ask(path)
+            body = orjson.loads(ticket.request.body)
+            if (why := why_whole_anywhere(path, body, slice_tokens=self._tokens)) is not None:
+                self._leave_whole(ticket, why)
+                return False
+            await self._ask(path)
         terms = self._terms.get(path)
         if terms is None:
             ticket.whole = path in self._terms
             return False
         row = begin(ticket.request, replace(terms, slice_tokens=self._tokens), self._ending)
         if isinstance(row, str):
-            ticket.whole = row != SHORT  # which depends on how long a slice is
-            self._say(f"Rows run whole where {row}", row)
+            self._leave_whole(ticket, row)
         elif path == CHAT_PATH and not self._heard:
             return True
         else:
@@ -218,13 +230,28 @@ class Slicer(Plain):
             ticket.sliced = row
         return False
 
+    def _leave_whole(self, ticket: Ticket, why: str) -> None:
+        ticket.whole = why != SHORT  # which depends on how long a slice is
+        self._say(f"Rows run whole where {why}", why)
+
     async def _ask(self, path: str) -> None:
-        now = asyncio.get_running_loop().time()
-        if now < self._ask_from_s:
+        """Ask for the terms of this route, one row for all."""
+        if self._asking.locked() and self._ask_from_s:
             return
-        terms = await read_terms(self._client, model=self._model, path=path, slice_tokens=self._tokens)
+        loop = asyncio.get_running_loop()
+        async with self._asking:
+            if path in self._terms or loop.time() < self._ask_from_s:
+                return
+            try:
+                async with asyncio.timeout(ASK_WAIT_S):
+                    terms = await read_terms(self._client, model=self._model, path=path, slice_tokens=self._tokens)
+            except TimeoutError:
+                terms = Failure(FailureKind.TIMEOUT, f"no answer in {ASK_WAIT_S:g} s")
+            self._learn(path, terms)
+
+    def _learn(self, path: str, terms: SliceTerms | Failure | str) -> None:
         if isinstance(terms, Failure):
-            self._ask_from_s = now + ASK_AGAIN_S
+            self._ask_from_s = asyncio.get_running_loop().time() + ASK_AGAIN_S
             self._say(f"Rows run whole until it can be told whether {self._name} is one for slices", terms.message)
             return
         if isinstance(terms, SliceTerms):

@@ -160,6 +160,17 @@ def why_whole(path: str, body: Mapping[str, Any], terms: SliceTerms) -> str | No
         body: its JSON body, parsed.
         terms: the server's.
     """
+    return why_whole_anywhere(path, body, slice_tokens=terms.slice_tokens) or _why_here(path, body, terms)
+
+
+def why_whole_anywhere(path: str, body: Mapping[str, Any], *, slice_tokens: int) -> str | None:
+    """Why a row's request runs whole, whatever the server's terms are; None where that depends on them.
+
+    Args:
+        path: its route.
+        body: its JSON body, parsed.
+        slice_tokens: tokens of a slice.
+    """
     for name, value in body.items():
         if name in CARRIED or name in FIRST or name in COUNTED:
             continue
@@ -173,7 +184,10 @@ def why_whole(path: str, body: Mapping[str, Any], terms: SliceTerms) -> str | No
         path == COMPLETIONS_PATH and not _is_one_prompt(body.get("prompt"))
     ):
         return "its prompt is not one text"
-    return _why_short(path, body, terms)
+    asked = asked_tokens(path, body)
+    if (asked is not None and type(asked) is not int) or type(body.get("min_tokens", 0)) is not int:
+        return "its number of tokens is none"
+    return SHORT if asked is not None and asked <= WORTH * slice_tokens else None
 
 
 def asked_tokens(path: str, body: Mapping[str, Any]) -> int | None:
@@ -186,15 +200,13 @@ def asked_tokens(path: str, body: Mapping[str, Any]) -> int | None:
     return asked
 
 
-def _why_short(path: str, body: Mapping[str, Any], terms: SliceTerms) -> str | None:
-    asked, least, most = asked_tokens(path, body), body.get("min_tokens", 0), terms.most_tokens
-    if (asked is not None and type(asked) is not int) or type(least) is not int:
-        return "its number of tokens is none"
+def _why_here(path: str, body: Mapping[str, Any], terms: SliceTerms) -> str | None:
+    asked, most = asked_tokens(path, body), terms.most_tokens
     if asked is None:
         asked = terms.max_model_len if most is None else most
     elif most is not None and asked > most:
         return f"the server may end it after {most} tokens"
-    if least > asked:
+    if body.get("min_tokens", 0) > asked:
         return "its min_tokens is above what it may take"
     return None if asked > terms.worth_tokens else SHORT
 

@@ -10,6 +10,7 @@ import orjson
 import pytest
 from batch_fakes import job_of, part_lines, run, texts, write_rows
 
+from airflow_llm_provider.batch import slicer as slicer_module
 from airflow_llm_provider.batch.slicer import SliceEnded, Slicer
 from airflow_llm_provider.core.control_law import ControlLaw
 from airflow_llm_provider.core.prompt import RequestSpec
@@ -181,6 +182,77 @@ async def test_terms_that_cannot_be_read_are_asked_for_again_later() -> None:
             ticket = ticket_of()
             await to_the_end(slicer, ticket)
             assert ticket.sliced is not None
+
+
+class Hanging(EndpointClient):
+    """Has no answer for `route`; all else is answered."""
+
+    route = "/tokenize"
+    hangs = True
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.asked: list[str] = []
+
+    async def ask(self, path: str, body: bytes | None, **wait: float) -> Answer | Failure:
+        self.asked.append(path.partition("?")[0])
+        if self.hangs and self.asked[-1] == self.route:
+            await asyncio.sleep(3600)
+        return await super().ask(path, body, **wait)
+
+
+def hanging_client(server: Simulated) -> Hanging:
+    return Hanging(EndpointSettings(base_urls=(server.url,), request_timeout_s=20), base_url=server.url)
+
+
+@pytest.mark.parametrize("route", ["/metrics/", "/tokenize"])
+async def test_a_server_that_does_not_say_its_terms_holds_no_rows_up(
+    route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slicer_module, "ASK_WAIT_S", 0.2)
+    with Simulated(speed=SPEED) as server:
+        async with hanging_client(server) as client:
+            client.route = route
+            slicer, tickets = slicer_of(client), [ticket_of() for _ in range(6)]
+            async with asyncio.timeout(3):
+                ends = await asyncio.gather(*(to_the_end(slicer, ticket) for ticket in tickets))
+                assert [requests for _, requests in ends] == [1] * 6
+                await to_the_end(slicer, ticket_of())
+            assert not any(ticket.whole for ticket in tickets), "where they go again they may run in slices"
+            assert client.asked.count(route) == 1
+
+            slicer._ask_from_s = 1.0  # its time has come
+            monkeypatch.setattr(slicer_module, "ASK_WAIT_S", 60)
+            asking = asyncio.create_task(to_the_end(slicer, ticket_of()))
+            async with asyncio.timeout(3):
+                while client.asked.count(route) < 2:  # noqa: ASYNC110 - nothing tells of it
+                    await asyncio.sleep(0.01)
+                await to_the_end(slicer, ticket_of())
+                assert client.asked.count(route) == 2, "one asks, and the others go"
+            asking.cancel()
+            await asyncio.wait([asking])
+            client.hangs = False
+            assert (await to_the_end(slicer, ticket_of()))[1] >= 6
+
+
+async def test_the_rows_of_the_beginning_wait_for_the_first_question() -> None:
+    with Simulated(speed=SPEED) as server:
+        async with hanging_client(server) as client:
+            client.hangs = False
+            slicer = slicer_of(client)
+            ends = await asyncio.gather(*(to_the_end(slicer, ticket_of()) for _ in range(6)))
+            assert all(requests >= 6 for _, requests in ends)
+            assert client.asked.count("/tokenize") == 1
+
+
+@pytest.mark.parametrize(("fields", "always"), [({"max_tokens": 24}, False), ({"seed": 3}, True)])
+async def test_a_row_that_runs_whole_anywhere_asks_the_server_nothing(fields: dict[str, Any], *, always: bool) -> None:
+    with Simulated(speed=SPEED) as server:
+        async with hanging_client(server) as client:
+            ticket = ticket_of(**fields)
+            await to_the_end(slicer_of(client), ticket)
+            assert client.asked == []
+            assert ticket.whole is always
 
 
 async def test_a_row_that_is_short_or_asks_for_what_slices_change_runs_whole() -> None:
