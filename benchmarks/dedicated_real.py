@@ -18,11 +18,12 @@ from airflow_llm_provider.batch.execution import run_job
 from airflow_llm_provider.batch.stop import StopSwitch
 from airflow_llm_provider.core.control_law import FIXED, ControlLaw
 from airflow_llm_provider.core.prompt import RequestSpec
+from airflow_llm_provider.endpoint.load import GENERATED, RUNNING, WAITING
 from airflow_llm_provider.endpoint.settings import EndpointSettings
 from airflow_llm_provider.storage.store import RunStore
 from benchmarks.bench import make_job
 from benchmarks.colocation.batch_process import write_rows
-from benchmarks.colocation.servers import GENERATED, RUNNING, WAITING, Server, vllm
+from benchmarks.colocation.servers import Server, vllm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

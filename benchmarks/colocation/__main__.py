@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from airflow_llm_provider.core.load import CHOSEN_COST_S
 from benchmarks.colocation.arm import Arm, measure
 from benchmarks.colocation.fleet import Fleet
-from benchmarks.colocation.look_cost import client_look_cost_s
+from benchmarks.colocation.look_cost import client_look_cost_s, server_look_cost_s
 from benchmarks.colocation.measures import quantile
 from benchmarks.colocation.plot import scatter, timeline
 from benchmarks.colocation.policies import ALONE, NONE, policy_of
@@ -68,7 +68,7 @@ def main() -> None:
     start = vllm if options.server == "vllm" else simulator
     most = max(count for _, count in arms)
     with start(options.slots, folder / "server.log") as server, Fleet(most, folder) as fleet:
-        look_cost_s = server.cost_of_a_look_s()
+        look_cost_s = server_look_cost_s(server)
         client_cost_s = client_look_cost_s(server)
         costs = f"{1000 * look_cost_s:.2f} ms of CPU, and the client {1000 * client_cost_s:.2f} ms"
         _say(f"{server.kind} with {server.slots} slots; a look at its load costs it {costs}")

@@ -14,9 +14,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from airflow_llm_provider.endpoint.load import GENERATED, RUNNING, WAITING
 from benchmarks.colocation.measures import Stretch, by_phase, falls_into, held, jain, oracle_tokens, quantile
 from benchmarks.colocation.realtime import Sample, play
-from benchmarks.colocation.servers import GENERATED, RUNNING, WAITING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

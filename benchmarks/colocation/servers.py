@@ -1,6 +1,7 @@
 """What real-time and batch run on: a real vLLM, or the simulator in a process of its own.
 
 Owns starting and ending them, and reading their counters. Both are asked the same, and the same way.
+Does not know what a task's look at their load costs (`look_cost`).
 """
 
 from __future__ import annotations
@@ -19,19 +20,14 @@ from typing import TYPE_CHECKING
 
 import psutil  # type: ignore[import-untyped]
 
+from airflow_llm_provider.endpoint.load import GENERATED, RUNNING, WAITING
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _ROOT = Path(__file__).resolve().parents[2]
 _API_KEY = "sk-colocation"
-RUNNING = "vllm:num_requests_running"
-WAITING = "vllm:num_requests_waiting"
-GENERATED = "vllm:generation_tokens_total"
-CHOSEN = "/metrics/?" + "&".join(f"name[]={name}" for name in (RUNNING, WAITING, GENERATED))
-LOOK = "/metrics/?" + "&".join(
-    f"name[]={name}" for name in (RUNNING, WAITING, "vllm:num_preemptions_total", "vllm:kv_cache_usage_perc")
-)
-"""What `endpoint.load` asks for."""
+COUNTERS = "/metrics/?" + "&".join(f"name[]={name}" for name in (RUNNING, WAITING, GENERATED))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +57,7 @@ class Server:
 
     def counters(self) -> dict[str, float]:
         """Running, waiting and generated tokens, as the server says. Blocks for a millisecond."""
-        with urllib.request.urlopen(self.url + CHOSEN, timeout=10) as answer:  # noqa: S310 - loopback
+        with urllib.request.urlopen(self.url + COUNTERS, timeout=10) as answer:  # noqa: S310 - loopback
             text = answer.read().decode()
         values: dict[str, float] = {}
         for line in text.splitlines():
@@ -74,14 +70,6 @@ class Server:
         """The API server's CPU time so far; its engine's is not in it."""
         times = psutil.Process(self.pid).cpu_times()
         return float(times.user + times.system)
-
-    def cost_of_a_look_s(self, looks: int = 200) -> float:
-        """CPU seconds of the API server for one look at its load, of an idle server."""
-        before_s = self.cpu_s()
-        for _ in range(looks):
-            with urllib.request.urlopen(self.url + LOOK, timeout=10) as answer:  # noqa: S310
-                answer.read()
-        return (self.cpu_s() - before_s) / looks
 
     def settle(self, wait_s: float = 60.0) -> None:
         """Wait until it is idle.

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.colocation.arm import measure
 from benchmarks.colocation.fleet import Fleet
+from benchmarks.colocation.look_cost import client_look_cost_s, server_look_cost_s
 from benchmarks.colocation.policies import NONE, policy_of
 from benchmarks.colocation.report import Row, table
 from benchmarks.colocation.servers import simulator
@@ -25,7 +26,8 @@ def arms(tmp_path_factory):
     folder = tmp_path_factory.mktemp("colocation")
     cases = [(NONE, 0), (policy_of("saturated-priority"), 1), (policy_of("ours"), 2)]
     with simulator(8, folder / "server.log") as server, Fleet(2, folder, rows=2_000) as fleet:
-        assert server.cost_of_a_look_s(20) >= 0
+        assert server_look_cost_s(server, 20) >= 0
+        assert client_look_cost_s(server, 20) > 0
         return [measure(server, fleet, TRAFFIC, policy, processes=count, warm_s=1.5) for policy, count in cases]
 
 
