@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from benchmarks.colocation.measures import falls_into
+from airflow_llm_provider.simulator.engine import Engine
 from benchmarks.colocation.policies import ALONE, NONE, policy_of
 from benchmarks.colocation.shapes import bursts
 from benchmarks.colocation.virtual import World, engine_spec
@@ -58,11 +58,32 @@ def test_no_more_than_the_slots_are_ever_held():
         assert sum(1 for each in stretches if each.from_s + 0.01 < at_s < each.to_s) <= SPEC.max_num_seqs
 
 
-def test_what_the_engine_generated_was_landed_or_thrown_away(alone):
-    generated = alone.gauges[-1][3] - alone.gauges[0][3]
-    landed = falls_into(alone.batch[0], alone.gauges[0][0], TRAFFIC.duration_s)
-    assert landed / generated == pytest.approx(1, abs=0.2)
-    assert alone.thrown_away_tokens < 0.01 * alone.batch_tokens
+@pytest.mark.parametrize(
+    ("name", "processes"),
+    [("alone", 1), ("saturated-priority", 1), ("ours", 1), ("ours", 6), ("ours-whole", 6), ("ideal", 1)],
+)
+def test_what_the_engine_generated_was_landed_or_given_up(name, processes):
+    """The given-up tokens are counted by the engine, request for request: nothing is a remainder of anything."""
+    world = World(SPEC, TRAFFIC, policy_of(name), processes=processes, seed=1)
+    engine, lost = world._engine, []
+
+    def abort(now, request_id):
+        sequence = engine._sequences.get(request_id)
+        if there := Engine.abort(engine, now, request_id):
+            lost.append((now, sequence.told))
+        return there
+
+    engine.abort = abort
+    done = world.run()
+    assert bool(lost) == (name in {"ours", "ours-whole", "ideal"})
+    landed = sum(each.amount for of in done.batch for each in of)
+    landed += sum(each.arrival.max_tokens for each in done.samples)
+    given_up = sum(tokens for _, tokens in lost)
+    under_way = sum(sequence.told for sequence in engine._sequences.values())
+    generated = engine.totals.generation_tokens
+    assert landed + given_up + under_way == pytest.approx(generated, rel=0.01)  # some ended as they were given up
+    inside = sum(tokens for at_s, tokens in lost if 0 <= at_s < TRAFFIC.duration_s)
+    assert done.thrown_away_tokens == pytest.approx(inside, abs=0.01 * generated)
 
 
 def test_saturation_ruins_realtime_and_giving_way_does_not(none, alone):
