@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from airflow_llm_provider.core.request import Completion
-from airflow_llm_provider.core.retry import Failure, FailureKind, Reaction
+from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.core.slice_rules import (
     CHAT_PATH,
     SHORT,
@@ -44,13 +44,13 @@ ASK_WAIT_S = 3.0
 or they would all run whole; beside a later one, of a server that has failed there, they go whole at once."""
 
 LOOK_WAIT_S = 10.0
+"""For the text at a boundary."""
 
 _REFUSALS = frozenset({FailureKind.BAD_REQUEST, FailureKind.ROUTE_NOT_FOUND})
 """Failures of a slice that say nothing about the whole row, which is sent instead."""
 
-_LOST = frozenset({Reaction.HOLD, Reaction.RETRY_NOW})
-"""What is done where the server, or a connection, was lost. All else that a question at a boundary fails with is the
-question's: no row pays for it, and the server gets rows whole."""
+_HUNG_UP = frozenset({FailureKind.STALE_CONNECTION, FailureKind.CONNECTION_LOST})
+"""Failures of a question that say nothing of the server the first time: its connection may have been a stale one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class Slicer(Plain):
 
     async def _go_on(self, ticket: Ticket, row: SlicedRow, request_id: str) -> Completion | Failure | SliceEnded:
         """Send a slice, and ask what must be known of its answer; first of the one before, if that is still open."""
-        step: Step | Failure = await self._settled(row, row.pending or Again())
+        step = await self._settled(row, row.pending or Again())
         ended = SliceEnded()
         if isinstance(step, Again):
             if row.slices:  # the first is as it was judged by
@@ -167,8 +167,6 @@ class Slicer(Plain):
                 return completion
             case Whole():
                 return self._run_whole(ticket, step)
-            case Failure():
-                return step
             case _:
                 return ended
 
@@ -182,17 +180,26 @@ class Slicer(Plain):
         """What a row that began elsewhere, by other terms, leads to is that row's alone."""
         return replace(step, always=False) if isinstance(step, Whole) and row.home is not self else step
 
-    async def _settled(self, row: SlicedRow, step: Step) -> Step | Failure:
+    async def _settled(self, row: SlicedRow, step: Step) -> Step:
         """What a step leads to, once the text it asks for is known."""
         while isinstance(step, Look):
             text = await self._text(step.tokens)
-            if isinstance(text, str):
-                step = row.told(text)
-            elif text.reaction not in _LOST:
-                return Whole(f"/detokenize fails ({text.message})", always=True)
-            else:
-                return text
+            if isinstance(text, Failure) and text.kind in _HUNG_UP:
+                text = await self._text(step.tokens)
+            if isinstance(text, Failure):
+                return self._cannot_say(text)
+            step = row.told(text)
         return step
+
+    def _cannot_say(self, failure: Failure) -> Whole:
+        """A question at a boundary failed, which is no row's fault: it runs whole, and so do others until all is well.
+
+        Whether the server itself is lost the row's next request finds out.
+        """
+        why = f"/detokenize fails ({failure.message})"
+        self._terms = {path: terms for path, terms in self._terms.items() if terms is None}
+        self._ask_later(why)
+        return Whole(why)
 
     async def _text(self, tokens: list[int]) -> str | Failure:
         body = orjson.dumps({"model": self._model, "tokens": tokens})
@@ -251,8 +258,7 @@ class Slicer(Plain):
 
     def _learn(self, path: str, terms: SliceTerms | Failure | str) -> None:
         if isinstance(terms, Failure):
-            self._ask_from_s = asyncio.get_running_loop().time() + ASK_AGAIN_S
-            self._say(f"Rows run whole until it can be told whether {self._name} is one for slices", terms.message)
+            self._ask_later(terms.message)
             return
         if isinstance(terms, SliceTerms):
             self._terms[path] = terms
@@ -260,6 +266,10 @@ class Slicer(Plain):
         else:
             self._terms[path] = None
             self._say(f"Rows run whole on {self._name}", terms)
+
+    def _ask_later(self, why: str) -> None:
+        self._ask_from_s = asyncio.get_running_loop().time() + ASK_AGAIN_S
+        self._say(f"Rows run whole until it can be told whether {self._name} is one for slices", why)
 
     def _run_whole(self, ticket: Ticket, why: Whole) -> SliceEnded:
         ticket.sliced, ticket.whole = None, True

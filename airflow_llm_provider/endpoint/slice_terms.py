@@ -2,10 +2,12 @@
 
 Owns what is asked and how the answers are read. Does not know what follows (`core.slice_rules`), nor when it is asked.
 
-Three looks, none of which makes the server compute a token:
+Four looks, none of which makes the server compute a token:
 
 - ``vllm:cache_config_info`` says whether prefixes are cached. Without that each slice would compute all before it anew.
-- ``/tokenize`` says how long the context is. Whoever has that route has ``/detokenize``, too.
+- ``/tokenize`` says how long the context is.
+- ``/detokenize`` is asked for the text of what that said: rows in slices need it at their boundaries, and one that does
+  not work (hidden, or broken behind a gateway) would cost each of them its first slice.
 - A request for more ``min_tokens`` than any server gives is refused, and vLLM's words say which ``max_tokens`` would be
   in force: less than there is room for where its ``generation_config.json``, or its operator, bounds answers.
 """
@@ -52,7 +54,12 @@ async def read_terms(client: EndpointClient, *, model: str, path: str, slice_tok
     if isinstance(answer, Failure):
         return answer
     match read_json(answer.body):
-        case {"count": int(count), "max_model_len": int(longest)} if answer.status == 200 and longest > count:  # noqa: PLR2004
+        case {"count": int(count), "max_model_len": int(longest), "tokens": list(tokens)} if (
+            answer.status == 200 and longest > count  # noqa: PLR2004
+        ):
+            mute = await _mute(client, {"model": model, "tokens": tokens})
+            if mute is not None:
+                return mute
             room = longest - count
             asked = {} if path == CHAT_PATH else {"max_tokens": room}  # a chat has what room there is if it names none
             most = await _in_force(client, path, {"model": model, **prompt, **asked, "min_tokens": _NEVER})
@@ -91,6 +98,18 @@ def _cached(answer: Answer) -> list[str | None]:
     if answer.status != 200:  # noqa: PLR2004
         return []
     return [series.labels.get("enable_prefix_caching") for series in Page(answer.body, [CACHE]).series(CACHE)]
+
+
+async def _mute(client: EndpointClient, body: dict[str, Any]) -> Failure | str | None:
+    """None where it says the text of tokens."""
+    answer = await _ask(client, "/detokenize", body)
+    if isinstance(answer, Failure):
+        return answer
+    match read_json(answer.body):
+        case {"prompt": str()} if answer.status == 200:  # noqa: PLR2004
+            return None
+        case _:
+            return f"its /detokenize answers with HTTP {answer.status} and no text"
 
 
 async def _in_force(client: EndpointClient, path: str, body: dict[str, Any]) -> int | Failure | str:

@@ -33,7 +33,6 @@ from airflow_llm_provider.testing import Fault, StubVLLM
 from airflow_llm_provider.testing import SimulatedVLLM as Simulated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 LOST = Failure(FailureKind.UNREACHABLE, "refused")
@@ -96,7 +95,8 @@ class Answers:
         self.by_route = {
             "/metrics/": (200, cache),
             "/metrics": (200, cache),
-            "/tokenize": (200, {"count": 10, "max_model_len": 100}),
+            "/tokenize": (200, {"count": 10, "max_model_len": 100, "tokens": [1, 2]}),
+            "/detokenize": (200, {"prompt": "."}),
             CHAT_PATH: (400, {"error": {"message": refusal(90)}}),
             **by_route,
         }
@@ -135,9 +135,13 @@ def cache(*said: str) -> tuple[int, str]:
         ({"/metrics/": cache("False")}, "it caches no prefixes"),
         ({"/tokenize": (404, {})}, "its /tokenize answers with HTTP 404 and no length of the context"),
         ({"/tokenize": (200, {"count": 10})}, "its /tokenize answers with HTTP 200 and no length of the context"),
+        ({"/detokenize": (404, {})}, "its /detokenize answers with HTTP 404 and no text"),
+        ({"/detokenize": (401, {})}, "its /detokenize answers with HTTP 401 and no text"),
+        ({"/detokenize": (200, {"prompt": [1]})}, "its /detokenize answers with HTTP 200 and no text"),
         ({"/metrics/": LOST}, LOST),
         ({"/metrics/": (404, ""), "/metrics": LOST}, LOST),
         ({"/tokenize": LOST}, LOST),
+        ({"/detokenize": LOST}, LOST),
         ({CHAT_PATH: LOST}, LOST),
     ],
 )
@@ -146,7 +150,7 @@ async def test_what_a_server_says_becomes_terms_or_a_reason(routes: dict[str, An
     assert await read_terms(client, model="m", path=CHAT_PATH, slice_tokens=SLICE_TOKENS) == expected
 
 
-@pytest.mark.parametrize("route", ["/metrics/", "/tokenize", CHAT_PATH])
+@pytest.mark.parametrize("route", ["/metrics/", "/tokenize", "/detokenize", CHAT_PATH])
 @pytest.mark.parametrize("status", [429, 500, 503])
 async def test_a_server_that_is_busy_has_said_nothing_of_itself(route: str, status: int) -> None:
     client: Any = Answers(**{route: (status, "")})
@@ -312,17 +316,23 @@ async def test_a_slice_that_fails_is_sent_again_as_it_was() -> None:
 class Deaf(EndpointClient):
     """Has no answer to ``/detokenize`` for a while."""
 
-    answer: Callable[[], Failure | None] = staticmethod(lambda: None)
-
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.asked: list[list[int]] = []
+        self.fails: Failure | None = None
+        self.times = 10**9
+        """How many questions fail."""
+        self.hangs = False
 
     async def ask(self, path: str, body: bytes | None, **wait: float) -> Answer | Failure:
         if path == "/detokenize":
             self.asked.append(orjson.loads(body or b"")["tokens"])
-        failure = self.answer() if path == "/detokenize" else None
-        return failure or await super().ask(path, body, **wait)
+            if self.hangs:
+                await asyncio.sleep(3600)
+            if self.fails is not None and self.times > 0:
+                self.times -= 1
+                return self.fails
+        return await super().ask(path, body, **wait)
 
 
 def deaf_client(server: Simulated) -> Deaf:
@@ -334,12 +344,19 @@ async def test_what_could_not_be_asked_at_a_boundary_is_asked_before_the_row_goe
         async with deaf_client(server) as client:
             slicer, ticket = slicer_of(client), ticket_of()
             whole = await client.send(CHAT_PATH, ticket.request.body, request_id="whole")
-            client.answer = lambda: LOST
-            assert await slicer.send(ticket, "run-0-1") == LOST
+            await slicer._ask(CHAT_PATH)
+            client.hangs = True
+            client.asked.clear()
+            given_up = asyncio.create_task(slicer.send(ticket, "run-0-1"))
+            async with asyncio.timeout(20):
+                while not client.asked:  # noqa: ASYNC110 - nothing tells of it
+                    await asyncio.sleep(0.01)
+            given_up.cancel()
+            await asyncio.wait([given_up])
             assert ticket.sliced is not None
             pending = ticket.sliced.pending
             assert pending is not None
-            client.answer = lambda: None
+            client.hangs = False
             client.asked.clear()
             received = server.received
             landed, requests = await to_the_end(slicer, ticket)
@@ -363,22 +380,34 @@ async def test_a_row_that_was_answered_is_sent_whole_where_it_is_sent_again() ->
     assert (second.output, requests) == (first.output, 1)
 
 
-LOST_KINDS = {kind for kind in FailureKind if kind in (
-    FailureKind.DRAINING, FailureKind.ENGINE_DEAD, FailureKind.UNREACHABLE, FailureKind.GATEWAY_LOST,
-    FailureKind.CONNECTION_LOST, FailureKind.STALE_CONNECTION,
-)}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", sorted(set(FailureKind) - LOST_KINDS))
+@pytest.mark.parametrize("kind", sorted(FailureKind))
 async def test_a_server_whose_detokenize_fails_gets_rows_whole_and_they_pay_nothing(kind: FailureKind) -> None:
     with Simulated(speed=SPEED) as server:
         async with deaf_client(server) as client:
-            client.answer = lambda: Failure(kind, "no")
-            slicer = slicer_of(client)
-            answer, requests = await to_the_end(slicer, ticket_of())
+            slicer, tickets = slicer_of(client), [ticket_of(), ticket_of()]
+            await slicer._ask(CHAT_PATH)
+            client.fails = Failure(kind, "no")
+            for ticket, requests in zip(tickets, (2, 1), strict=True):
+                answer, made = await to_the_end(slicer, ticket)
+                assert isinstance(answer, Completion)
+                assert (made, ticket.sliced) == (requests, None)
+            assert [ticket.whole for ticket in tickets] == [True, False], "the other one had no slice to lose"
+            slicer._ask_from_s = 1.0  # its time has come
+            assert (await to_the_end(slicer, ticket_of()))[1] == 1, "it is asked for text before the next row begins"
+            slicer._ask_from_s, client.fails = 1.0, None
+            assert (await to_the_end(slicer, ticket_of()))[1] >= 6, "it is well again"
+
+
+@pytest.mark.parametrize("kind", [FailureKind.STALE_CONNECTION, FailureKind.CONNECTION_LOST])
+async def test_a_question_whose_connection_was_stale_is_asked_again(kind: FailureKind) -> None:
+    with Simulated(speed=SPEED) as server:
+        async with deaf_client(server) as client:
+            slicer, ticket = slicer_of(client), ticket_of()
+            await slicer._ask(CHAT_PATH)
+            client.fails, client.times = Failure(kind, "no"), 1
+            answer, requests = await to_the_end(slicer, ticket)
             assert isinstance(answer, Completion)
-            assert requests == 2
-            assert (await to_the_end(slicer, ticket_of()))[1] == 1
+            assert (requests, ticket.whole) == (6, False)
 
 
 HEADROOM = ControlLaw(kind="headroom", slots=8)
@@ -399,6 +428,27 @@ def test_a_run_in_slices_lands_as_a_run_of_whole_rows(tmp_path: Path) -> None:
         assert server.received - received > len(sliced) + 5
     assert sliced == whole
     assert {line["attempts"] for line in sliced} == {1}
+
+
+@pytest.mark.parametrize("kind", [FailureKind.CONNECTION_LOST, FailureKind.GATEWAY_LOST, FailureKind.ENGINE_DEAD])
+@pytest.mark.parametrize("works", [0, 3])
+def test_a_run_whose_boundaries_cannot_be_asked_about_ends_well(
+    kind: FailureKind, works: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    ask = EndpointClient.ask
+
+    async def deaf(self: EndpointClient, path: str, body: bytes | None, **wait: float) -> Answer | Failure:
+        nonlocal asked
+        asked += path == "/detokenize"
+        return Failure(kind, "no") if path == "/detokenize" and asked > works else await ask(self, path, body, **wait)
+
+    monkeypatch.setattr(EndpointClient, "ask", deaf)
+    source = write_rows(tmp_path / "rows.jsonl", texts(12))
+    with Simulated(speed=SPEED, mean_output_tokens=1200, max_num_seqs=8) as server:
+        lines = lines_of(server, tmp_path / "run", source, HEADROOM)
+    assert asked > works
+    assert [line["status"] for line in lines] == ["succeeded"] * 12
 
 
 def test_a_dedicated_run_is_not_sliced(tmp_path: Path) -> None:
