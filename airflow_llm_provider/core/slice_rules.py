@@ -76,8 +76,8 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "seed": (None,),
         "stop": (None, []),
         "bad_words": ([],),
-        "presence_penalty": (0, None),
-        "frequency_penalty": (0, None),
+        "presence_penalty": (0, 0.0, None),
+        "frequency_penalty": (0, 0.0, None),
         "logprobs": (False, None),
         "top_logprobs": (0, None),
         "prompt_logprobs": (None,),
@@ -89,7 +89,11 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "return_token_ids": (False, None),
     }
 )
-"""Fields that are harmless while they say what holds without them; only the first slice says them."""
+"""Fields that are harmless while they say what holds without them, type and value; only the first slice says them."""
+
+NEUTRAL_IN_COMPLETIONS: Mapping[str, tuple[Any, ...]] = MappingProxyType({**NEUTRAL, "logprobs": (None,)})
+"""The same on ``/v1/completions``, where ``logprobs`` is how many likelier tokens are told beside each one that was
+taken: 0, and vLLM makes 0 of false, asks for that one alone."""
 
 DEFAULT_COMPLETION_TOKENS = 16
 """vLLM's ``max_tokens`` of a ``/v1/completions`` request that names none; a chat request has what room there is."""
@@ -171,12 +175,13 @@ def why_whole_anywhere(path: str, body: Mapping[str, Any], *, slice_tokens: int)
         body: its JSON body, parsed.
         slice_tokens: tokens of a slice.
     """
+    neutral = NEUTRAL_IN_COMPLETIONS if path == COMPLETIONS_PATH else NEUTRAL
     for name, value in body.items():
         if name in CARRIED or name in FIRST or name in COUNTED:
             continue
-        if name not in NEUTRAL:
+        if name not in neutral:
             return f"{name} is not known to leave its answer as it is"
-        if value not in NEUTRAL[name]:
+        if not _says(value, neutral[name]):
             return f"{name} would change its answer"
     if body.get("skip_special_tokens", True) is not True:
         return "skip_special_tokens would change its answer"
@@ -198,6 +203,11 @@ def asked_tokens(path: str, body: Mapping[str, Any]) -> int | None:
     if asked is None and path == COMPLETIONS_PATH:
         return DEFAULT_COMPLETION_TOKENS
     return asked
+
+
+def _says(value: Any, harmless: tuple[Any, ...]) -> bool:
+    """Whether it is one of these: 0 is not false, which a server may take for something else."""
+    return any(type(value) is type(each) and value == each for each in harmless)
 
 
 def _why_here(path: str, body: Mapping[str, Any], terms: SliceTerms) -> str | None:

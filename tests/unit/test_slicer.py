@@ -64,19 +64,28 @@ async def to_the_end(slicer: Slicer, ticket: Ticket) -> tuple[Completion | Failu
     raise AssertionError("it goes on for ever")
 
 
-@pytest.mark.parametrize("path", [CHAT_PATH, COMPLETIONS_PATH])
-async def test_a_row_in_slices_is_the_whole_row(path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "fields", "in_slices"),
+    [
+        (CHAT_PATH, {}, True),
+        (COMPLETIONS_PATH, {}, True),
+        (CHAT_PATH, {"logprobs": False, "n": 1, "stream": False, "presence_penalty": 0.0}, True),
+        (COMPLETIONS_PATH, {"logprobs": None, "n": 1, "echo": False}, True),
+        (CHAT_PATH, {"logprobs": True}, False),
+        (COMPLETIONS_PATH, {"logprobs": 0}, False),
+    ],
+)
+async def test_a_row_in_slices_is_the_whole_row(path: str, fields: dict[str, Any], *, in_slices: bool) -> None:
     with Simulated(speed=SPEED) as server:
         async with client_of(server) as client:
-            ticket = ticket_of(path)
+            ticket = ticket_of(path, **fields)
             whole = await client.send(path, ticket.request.body, request_id="whole")
             landed, requests = await to_the_end(slicer_of(client), ticket)
     assert isinstance(whole, Completion)
     assert isinstance(landed, Completion)
     assert (landed.output, landed.usage, landed.finish_reason) == (whole.output, whole.usage, whole.finish_reason)
-    assert landed.choices is None
-    assert requests >= 6
-    assert ticket.sliced is not None
+    assert landed.choices == whole.choices, "what lands beside the text"
+    assert (requests, ticket.sliced is not None) == ((6, True) if in_slices else (1, False))
 
 
 @pytest.mark.parametrize("path", [CHAT_PATH, COMPLETIONS_PATH])

@@ -86,6 +86,14 @@ def slice_of(row: SlicedRow, **changes: Any) -> object:
         ({"presence_penalty": 0.1}, "^presence_penalty would"),
         ({"frequency_penalty": -1}, "^frequency_penalty would"),
         ({"logprobs": True}, "^logprobs would"),
+        ({"logprobs": False, "top_logprobs": 0, "echo": False, "frequency_penalty": 0}, None),
+        ({"logprobs": 0}, "^logprobs would"),
+        ({"n": True}, "^n would"),
+        ({"n": 1.0}, "^n would"),
+        ({"stream": 0}, "^stream would"),
+        ({"echo": 0}, "^echo would"),
+        ({"presence_penalty": False}, "^presence_penalty would"),
+        ({"include_stop_str_in_output": 0}, "^include_stop_str_in_output would"),
         ({"stream": True}, "^stream would"),
         ({"response_format": {"type": "json_object"}}, "^response_format would"),
         ({"tools": [{"type": "function"}]}, "^tools would"),
@@ -113,6 +121,13 @@ def test_a_row_is_sliced_where_every_field_is_known_to_allow_it(fields: dict[str
 def test_a_completion_is_sliced_where_its_prompt_is_one(prompt: Any, why: str | None) -> None:
     said = why_whole(COMPLETIONS_PATH, {"prompt": prompt, "max_tokens": 400}, TERMS)
     assert said is None if why is None else why in (said or "")
+
+
+@pytest.mark.parametrize("asked", [0, 1, False, True])
+def test_a_completion_that_asks_for_logprobs_of_any_kind_runs_whole(asked: object) -> None:
+    body = {"prompt": "x", "max_tokens": 400}
+    assert why_whole(COMPLETIONS_PATH, {**body, "logprobs": None}, TERMS) is None
+    assert why_whole(COMPLETIONS_PATH, {**body, "logprobs": asked}, TERMS) == "logprobs would change its answer"
 
 
 def test_a_completion_that_says_nothing_of_its_length_is_short() -> None:
