@@ -11,9 +11,8 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_llm_provider.batch.slicer import SliceEnded
+from airflow_llm_provider.batch.slicer import BegunAnew, Sent, SliceEnded
 from airflow_llm_provider.core.request import Completion
-from airflow_llm_provider.core.retry import Failure
 from airflow_llm_provider.core.yielding import cheapest
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.batch.slicer import Plain
     from airflow_llm_provider.core.own_requests import OwnRequests
+    from airflow_llm_provider.core.retry import Failure
     from airflow_llm_provider.core.row_queue import Ticket
 
 
@@ -29,8 +29,7 @@ class Yielded:
     """The request was given up by ourselves, and its row has spent nothing."""
 
 
-Answered = Completion | Failure | SliceEnded
-Ending = Answered | Yielded
+Ending = Sent | Yielded
 
 
 class Flights:
@@ -58,8 +57,8 @@ class Flights:
         self._landed = landed
         self._broken = broken
         self._own = own
-        self._tickets: dict[asyncio.Task[Answered], Ticket] = {}
-        self._given_up: dict[asyncio.Task[Answered], Failure | Yielded] = {}
+        self._tickets: dict[asyncio.Task[Sent], Ticket] = {}
+        self._given_up: dict[asyncio.Task[Sent], Failure | Yielded] = {}
 
     def start(self, tickets: Iterable[Ticket]) -> None:
         """Send these."""
@@ -92,14 +91,16 @@ class Flights:
         self._tickets.clear()
         await cancel(tasks)
 
-    def _note(self, task: asyncio.Task[Answered], own: OwnRequests) -> None:
+    def _note(self, task: asyncio.Task[Sent], own: OwnRequests) -> None:
         answer, now = _answer(task), task.get_loop().time()
+        if isinstance(answer, BegunAnew):
+            answer = answer.ended
         if isinstance(answer, Completion | SliceEnded):
             own.ended(task, now, ttft_s=answer.ttft_s, generation_s=answer.generation_s)
         else:
             own.abandoned(task, now)
 
-    def _ended(self, task: asyncio.Task[Answered]) -> None:
+    def _ended(self, task: asyncio.Task[Sent]) -> None:
         ticket = self._tickets.pop(task, None)
         ending: Ending | None = self._given_up.pop(task, None)
         if ticket is None:
@@ -119,7 +120,7 @@ class Flights:
             self._broken(bug)
 
 
-def _answer(task: asyncio.Task[Answered]) -> Answered | None:
+def _answer(task: asyncio.Task[Sent]) -> Sent | None:
     return None if task.cancelled() or task.exception() is not None else task.result()
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from airflow_llm_provider.batch.flights import Yielded, cancel
 from airflow_llm_provider.batch.gate import RunHeld
 from airflow_llm_provider.batch.server import Server
-from airflow_llm_provider.batch.slicer import SliceEnded
+from airflow_llm_provider.batch.slicer import BegunAnew, SliceEnded
 from airflow_llm_provider.core.commands import Stop
 from airflow_llm_provider.core.retry import Failure
 from airflow_llm_provider.exceptions import RunStoppedError, TooManyErrorsError
@@ -179,6 +179,8 @@ class Runner:
                 server.dispatcher.yielded(ticket, now)
             case SliceEnded():
                 server.dispatcher.sliced(ticket, now)
+            case BegunAnew(ended):
+                server.dispatcher.begun_anew(ticket, now, answered=ended is not None)
             case Failure() as failure:
                 if (error := server.dispatcher.failed(ticket, failure, now)) is not None:
                     self._recorder.errored(ticket.request, error, ticket.attempts)

@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.batch.flights import Flights, cancel
-from airflow_llm_provider.batch.slicer import SliceEnded
+from airflow_llm_provider.batch.slicer import BegunAnew, SliceEnded
 from airflow_llm_provider.core.commands import Probe, Send, Stop, Wait
 from airflow_llm_provider.core.request import Completion
 from airflow_llm_provider.core.retry import Failure
@@ -124,7 +124,8 @@ class Server:
         await self._flights.close()
 
     def _count(self, ticket: Ticket, ending: Ending) -> None:
-        self._answers += isinstance(ending, Completion | SliceEnded)
+        answer = ending.ended if isinstance(ending, BegunAnew) else ending
+        self._answers += isinstance(answer, Completion | SliceEnded)
         self._landed(self, ticket, ending)
 
     async def _probe(self) -> None:

@@ -55,7 +55,7 @@ _HUNG_UP = frozenset({FailureKind.STALE_CONNECTION, FailureKind.CONNECTION_LOST}
 
 @dataclass(frozen=True, slots=True)
 class SliceEnded:
-    """A row goes on: with its next slice, or, where it must run whole, from its beginning.
+    """A row goes on with its next slice.
 
     Attributes:
         ttft_s: see `Completion`; of this slice.
@@ -64,6 +64,21 @@ class SliceEnded:
 
     ttft_s: float | None = None
     generation_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BegunAnew:
+    """A row cannot go on in slices, and runs whole from its beginning: nothing of it is kept.
+
+    Attributes:
+        ended: the slice that was answered before that was found out; None: no request was.
+    """
+
+    ended: SliceEnded | None = None
+
+
+Sent = Completion | Failure | SliceEnded | BegunAnew
+"""What becomes of a request for a row."""
 
 
 class Plain:
@@ -76,7 +91,7 @@ class Plain:
     def __init__(self, client: EndpointClient) -> None:
         self._client = client
 
-    async def send(self, ticket: Ticket, request_id: str) -> Completion | Failure | SliceEnded:
+    async def send(self, ticket: Ticket, request_id: str) -> Sent:
         """Send the row and read its answer."""
         request = ticket.request
         return await self._client.send(request.path, request.body, request_id=request_id)
@@ -120,7 +135,7 @@ class Slicer(Plain):
         self._asking = asyncio.Lock()
         self._said: set[str] = set()
 
-    async def send(self, ticket: Ticket, request_id: str) -> Completion | Failure | SliceEnded:
+    async def send(self, ticket: Ticket, request_id: str) -> Sent:
         """Send the row's next slice, or the row, and read its answer."""
         if ticket.sliced is not None and not ticket.sliced.slices and ticket.sliced.home is not self:
             ticket.sliced = None  # nothing of it is there yet: it begins by this server's terms
@@ -141,10 +156,10 @@ class Slicer(Plain):
         self._terms[CHAT_PATH] = None
         self._say(f"Rows run whole on {self._name} from here on", PARSED.reason)
 
-    async def _go_on(self, ticket: Ticket, row: SlicedRow, request_id: str) -> Completion | Failure | SliceEnded:
+    async def _go_on(self, ticket: Ticket, row: SlicedRow, request_id: str) -> Sent:
         """Send a slice, and ask what must be known of its answer; first of the one before, if that is still open."""
         step = await self._settled(row, row.pending or Again())
-        ended = SliceEnded()
+        ended: SliceEnded | None = None
         if isinstance(step, Again):
             if row.slices:  # the first is as it was judged by
                 row.slice_tokens = self._tokens
@@ -166,9 +181,10 @@ class Slicer(Plain):
             case Landed(completion):
                 return completion
             case Whole():
-                return self._run_whole(ticket, step)
+                self._run_whole(ticket, step)
+                return BegunAnew(ended)
             case _:
-                return ended
+                return ended or SliceEnded()
 
     @property
     def _tokens(self) -> int:
@@ -271,14 +287,13 @@ class Slicer(Plain):
         self._ask_from_s = asyncio.get_running_loop().time() + ASK_AGAIN_S
         self._say(f"Rows run whole until it can be told whether {self._name} is one for slices", why)
 
-    def _run_whole(self, ticket: Ticket, why: Whole) -> SliceEnded:
+    def _run_whole(self, ticket: Ticket, why: Whole) -> None:
         ticket.sliced, ticket.whole = None, True
         if why.always:
             self._terms = dict.fromkeys([*self._terms, ticket.request.path])
             self._say(f"Rows run whole on {self._name} from here on", why.reason)
         else:
             self._say(f"Row {ticket.request.index} runs whole, and maybe others", why.reason)
-        return SliceEnded()
 
     def _say(self, what: str, why: str) -> None:
         """Once for each reason, which is of a known few or follows a failure."""

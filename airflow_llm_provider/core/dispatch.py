@@ -1,8 +1,8 @@
 """The dispatcher: what to send next, and what each answer means for its row.
 
 Owns what an event means for row and endpoint. Pure: `next` says what to do, the runner does it and reports back through
-`answered`, `failed`, `yielded` and `probed`. Does not know in which order rows go (`core.row_queue`), what they may
-spend (`core.row_budget`), nor HTTP, files or clocks.
+`answered`, `sliced`, `begun_anew`, `failed`, `yielded` and `probed`. Does not know in which order rows go
+(`core.row_queue`), what they may spend (`core.row_budget`), nor HTTP, files or clocks.
 
 Decide, do, apply, as vLLM's own scheduler does it (`schedule()` → output → `update_from_output()`).
 """
@@ -146,9 +146,7 @@ class Dispatcher:
         """
         self._landed(ticket)
         self.durations.note(ticket.took_s + now - ticket.sent_s)
-        if self.learnt is not None:
-            self.learnt.ended(now, now - ticket.sent_s, in_flight=self.in_flight)
-        self._works()
+        self._ended_well(ticket, now)
         is_first = not ticket.answered
         ticket.answered = True
         self._witness = ticket
@@ -158,11 +156,24 @@ class Dispatcher:
         """A slice of a row ended: the row goes on, before others, if there is still room for it."""
         self._landed(ticket)
         ticket.parts += 1
+        ticket.begun = True
         ticket.took_s += now - ticket.sent_s
         ticket.fruitless = ticket.immediate = 0
-        if self.learnt is not None:
-            self.learnt.ended(now, now - ticket.sent_s, in_flight=self.in_flight)
-        self._works()
+        self._ended_well(ticket, now)
+        self._queue.first(ticket)
+
+    def begun_anew(self, ticket: Ticket, now: float, *, answered: bool) -> None:
+        """A row could not go on in slices: it goes again from its beginning, before others, and nothing of it is kept.
+
+        Args:
+            ticket: the row's.
+            now: monotonic seconds.
+            answered: whether its request was, which shows that the endpoint works.
+        """
+        self._landed(ticket)
+        ticket.begun, ticket.took_s = False, 0.0
+        if answered:
+            self._ended_well(ticket, now)
         self._queue.first(ticket)
 
     def failed(self, ticket: Ticket, failure: Failure, now: float) -> RowError | None:
@@ -288,6 +299,11 @@ class Dispatcher:
     @property
     def _sick(self) -> bool:
         return len(self._failing) >= SICK_ROWS
+
+    def _ended_well(self, ticket: Ticket, now: float) -> None:
+        if self.learnt is not None:
+            self.learnt.ended(now, now - ticket.sent_s, in_flight=self.in_flight)
+        self._works()
 
     def _works(self) -> None:
         self._failing.clear()

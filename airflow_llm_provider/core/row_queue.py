@@ -41,6 +41,7 @@ class Ticket:
         sliced: the row's way where it runs in slices.
         whole: whether it must run whole.
         parts: how many of the requests were slices that others followed.
+        begun: whether slices of it are kept, and the next one follows them.
         took_s: how long those were in flight together.
     """
 
@@ -57,11 +58,15 @@ class Ticket:
     sliced: SlicedRow | None = None
     whole: bool = False
     parts: int = 0
+    begun: bool = False
     took_s: float = 0.0
 
     @property
     def attempts(self) -> int:
-        """Requests that were not given up by ourselves; all slices that follow each other count as one."""
+        """Requests that were not given up by ourselves; all slices that follow each other count as one.
+
+        A row that began in slices, and then anew, has two: the slices, and the whole row.
+        """
         return self.sends - self.yields - self.parts
 
     @property
@@ -123,7 +128,7 @@ class RowQueue:
         Args:
             room: a request for several answers takes as many.
             idle: nothing is in flight: one ticket may go that asks for more than there is room for.
-            begun: only rows that have slices behind them, as far as they stand first.
+            begun: only rows of which slices are kept, as far as they stand first.
         """
         tickets: list[Ticket] = []
         if room > 0 and self._suspects and self._alone is None and not begun:
@@ -131,7 +136,7 @@ class RowQueue:
             tickets.append(self._alone)
             room -= self._alone.request.sequences
         while self._ready and room > 0:
-            if begun and not self._ready[0].parts:
+            if begun and not self._ready[0].begun:
                 break
             sequences = self._ready[0].request.sequences
             if sequences > room and (tickets or not idle):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from dispatch_model import dispatcher, request
 
 from airflow_llm_provider.core.circuit import State
@@ -75,6 +76,49 @@ def test_a_slice_that_is_kept_makes_yields_fruitful() -> None:
     (ticket,) = sent(made.next(0))
     made.sliced(ticket, 1)
     assert ticket.fruitless == 0
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_row_that_begins_anew_has_thrown_its_slices_away(*, answered: bool) -> None:
+    made = fed(2, limit=1)
+    for begun in (0, 10):
+        (ticket,) = sent(made.next(begun))
+        made.sliced(ticket, begun + 2)
+    (ticket,) = sent(made.next(20))
+    made.yielded(ticket, 21)
+    (ticket,) = sent(made.next(30))
+    made.begun_anew(ticket, 32, answered=answered)
+    assert (made.in_flight, ticket.fruitless, ticket.took_s, ticket.begun) == (0, 1, 0.0, False)
+    (ticket,) = sent(made.next(40))
+    assert ticket.request.index == 0, "before others"
+    assert made.answered(ticket, 47)
+    assert ticket.attempts == 2, "the slices, and the whole row"
+    made.durations._new = 1
+    assert made.durations.predicted_s() == 7 * 1.25
+
+
+@pytest.mark.parametrize(("answered", "state"), [(True, State.UP), (False, State.TRIAL)])
+def test_a_row_that_begins_anew_unanswered_says_nothing_of_the_endpoint(*, answered: bool, state: State) -> None:
+    made = fed(2, limit=1)
+    (ticket,) = sent(made.next(0))
+    made.failed(ticket, DIED, 1)
+    made.next(100)
+    made.probed(None, 100)
+    (ticket,) = sent(made.next(100))
+    made.begun_anew(ticket, 101, answered=answered)
+    assert made.circuit.state is state
+    assert indices(made.next(101)) == [0], "the next trial, if it takes one"
+
+
+def test_before_the_window_closes_a_row_that_began_anew_is_a_new_one() -> None:
+    made = fed(4, limit=2)
+    made.durations = RowDurations(10)
+    made.release(limit=2, closes_s=20)
+    first, _ = sent(made.next(0))
+    made.sliced(first, 14)
+    assert indices(made.next(14)) == [0]
+    made.begun_anew(first, 15, answered=True)
+    assert isinstance(made.next(15), Wait)
 
 
 def test_a_slice_shows_that_the_endpoint_works() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_llm_provider.batch.flights import Flights, Yielded
+from airflow_llm_provider.batch.slicer import BegunAnew, SliceEnded
 from airflow_llm_provider.core.request import Completion, Position, RowRequest, Usage
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.core.row_queue import Ticket
@@ -78,6 +79,16 @@ async def test_reports_what_comes(world: World) -> None:
     await world.turn()
     assert world.landed == [(0, ANSWER), (1, GONE)]
     assert world.own.notes == [("started", 1), ("started", 2), ("ended", 0.5, 1.5), ("abandoned",)]
+
+
+async def test_of_a_row_that_begins_anew_the_slice_that_was_answered_is_noted(world: World) -> None:
+    world.start(0, 1)
+    await world.turn()
+    world.client.answers[0].set_result(BegunAnew(SliceEnded(0.5, 1.5)))
+    world.client.answers[1].set_result(BegunAnew())
+    await world.turn()
+    assert world.landed == [(0, BegunAnew(SliceEnded(0.5, 1.5))), (1, BegunAnew())]
+    assert world.own.notes[2:] == [("ended", 0.5, 1.5), ("abandoned",)]
 
 
 @pytest.mark.parametrize("ending", [Yielded(), GONE])

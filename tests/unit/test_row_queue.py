@@ -124,3 +124,13 @@ def test_one_that_is_wider_than_all_the_room_goes_alone() -> None:
     assert taken(made, 8) == []
     assert indices(made.take(8, idle=True)) == [0]
     assert indices(made.take(8, idle=True)) == [1]
+
+
+def test_what_has_begun_is_taken_as_far_as_it_stands_first() -> None:
+    made = fed(4)
+    tickets = made.take(3)
+    for ticket, begun in zip(tickets, (True, False, True), strict=True):
+        ticket.parts, ticket.begun = 2, begun
+    for ticket in (tickets[1], tickets[0], tickets[2]):
+        made.first(ticket)
+    assert indices(made.take(4, begun=True)) == [2, 0], "what began anew has not, whatever slices it had"

@@ -11,7 +11,7 @@ import pytest
 from batch_fakes import job_of, part_lines, run, texts, write_rows
 
 from airflow_llm_provider.batch import slicer as slicer_module
-from airflow_llm_provider.batch.slicer import SliceEnded, Slicer
+from airflow_llm_provider.batch.slicer import BegunAnew, SliceEnded, Slicer
 from airflow_llm_provider.core.control_law import ControlLaw
 from airflow_llm_provider.core.prompt import RequestSpec
 from airflow_llm_provider.core.request import Completion, Position, RowRequest, Usage
@@ -59,7 +59,7 @@ async def to_the_end(slicer: Slicer, ticket: Ticket) -> tuple[Completion | Failu
     """What becomes of a row, and in how many requests."""
     for number in range(1, 40):
         answer = await slicer.send(ticket, f"run-0-{number}")
-        if not isinstance(answer, SliceEnded):
+        if not isinstance(answer, SliceEnded | BegunAnew):
             return answer, number
     raise AssertionError("it goes on for ever")
 
@@ -303,6 +303,21 @@ async def test_a_slice_that_is_refused_has_its_row_run_whole() -> None:
             assert (requests, ticket.whole) == (3, True)
             other = ticket_of()
             assert (await to_the_end(slicer, other))[1] == 1, "and the others from the beginning"
+
+
+async def test_a_row_that_runs_whole_after_all_tells_that_it_begins_anew() -> None:
+    with Simulated(speed=SPEED) as server:
+        refuses = Fault.answer(404, {"detail": "Not Found"})
+        async with deaf_client(server) as client:
+            slicer, refused, unsaid = slicer_of(client), ticket_of(), ticket_of()
+            assert isinstance(await slicer.send(refused, "run-0-1"), SliceEnded)
+            await slicer._begin(unsaid)
+            server.fault = lambda body, _: refuses if isinstance(body.get("prompt"), list) else None
+            assert await slicer.send(refused, "run-0-2") == BegunAnew(), "no slice was answered"
+            client.fails = LOST
+            slicer._ending.clear()
+            assert await slicer.send(unsaid, "run-1-1") == BegunAnew(SliceEnded()), "one was"
+            assert (refused.sliced, unsaid.sliced) == (None, None)
 
 
 async def test_a_slice_that_fails_is_sent_again_as_it_was() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from airflow_llm_provider.batch.slicer import SliceEnded, Slicer
+from airflow_llm_provider.batch.slicer import BegunAnew, SliceEnded, Slicer
 from airflow_llm_provider.core.request import Completion, Position, RowRequest, Usage
 from airflow_llm_provider.core.retry import Failure
 from airflow_llm_provider.core.row_queue import Ticket
@@ -120,7 +120,7 @@ async def sliced(slicer: Slicer, path: str, body: bytes) -> tuple[Completion | F
     while True:
         ticket.sends += 1
         answer = await slicer.send(ticket, f"sliced-{ticket.sends}")
-        if not isinstance(answer, SliceEnded):
+        if not isinstance(answer, SliceEnded | BegunAnew):
             return answer, ticket
 
 
