@@ -76,7 +76,7 @@ class Runner:
                 own=own,
                 sender=sender,
                 landed=self._landed,
-                pump=self.pump,
+                pump=self._pump_soon,
                 end=self.end,
             )
             for number, ((client, own), sender) in enumerate(zip(clients, senders, strict=True))
@@ -122,7 +122,7 @@ class Runner:
             raise AssertionError("the run ended with rows that have no outcome")
 
     def pump(self) -> None:
-        """Have every server do what there is to do, the least loaded first."""
+        """Have every server do what there is to do, the least loaded first. Its caller reports what it raises."""
         if self._ended.done():
             return
         self._check_tolerance()
@@ -140,7 +140,7 @@ class Runner:
                 self.end(None)
 
     def _pump_soon(self) -> None:
-        """Pump once for all answers of this turn of the loop, and not once for each."""
+        """Pump once for all that came in this turn of the loop, and not once for each."""
         if not self._pumping:
             self._pumping = True
             self._loop.call_soon(self._pump_now)
@@ -217,7 +217,7 @@ class Runner:
             self._timer.cancel()
             self._timer = None
         if until is not None:
-            self._timer = self._loop.call_at(until, self.pump)
+            self._timer = self._loop.call_at(until, self._pump_now)
 
 
 class Lease:
