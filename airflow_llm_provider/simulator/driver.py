@@ -41,6 +41,11 @@ class Flight:
         self.end: Finished | None = None
         self.lost = False
 
+    def lose(self) -> None:
+        """The engine died under it."""
+        self.lost = True
+        self.news.set()
+
 
 class Driver:
     """Moves one engine. Used from its event loop only, in which it must be made.
@@ -59,11 +64,7 @@ class Driver:
         self._began_s = self._loop.time()
         self._flights: dict[str, Flight] = {}
         self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def in_flight(self) -> int:
-        """Sequences that have not ended."""
-        return len(self._flights)
+        self._dead = False
 
     def submit(self, request: SimRequest, news: asyncio.Event) -> Flight | Rejected:
         """A sequence comes in, or is refused.
@@ -72,33 +73,45 @@ class Driver:
             request: what it asks for.
             news: see `Flight`.
         """
+        flight = Flight(request.request_id, news)
+        if self._dead:
+            flight.lose()
+            return flight
         now = self._now()
         rejected = self._engine.submit(now, request)
         if rejected is not None:
             return rejected
         self._metrics.arrived(request.request_id, now)
-        flight = self._flights[request.request_id] = Flight(request.request_id, news)
+        self._flights[request.request_id] = flight
         self._set_timer()
         return flight
 
     def abort(self, flight: Flight) -> None:
         """Nobody waits for a sequence any longer. One that has ended is left alone."""
+        if self._dead or flight.request_id not in self._flights:
+            return
+        now = self._now()
+        self._catch_up(now)  # what it has got by now is told, or else its events would find nobody
         if self._flights.pop(flight.request_id, None) is not None:
-            self._engine.abort(self._now(), flight.request_id)
+            self._engine.abort(now, flight.request_id)
             self._metrics.aborted(flight.request_id)
 
     def die(self) -> None:
         """The engine is gone, and with it all that is in flight."""
+        self._dead = True
         if self._timer is not None:
             self._timer.cancel()
         flights, self._flights = self._flights, {}
         for flight in flights.values():
-            flight.lost = True
-            flight.news.set()
+            flight.lose()
 
     def catch_up(self) -> None:
         """Moves the engine on to now."""
-        for event in self._engine.advance(self._now()):
+        if not self._dead:
+            self._catch_up(self._now())
+
+    def _catch_up(self, now: float) -> None:
+        for event in self._engine.advance(now):
             self._metrics.happened(event)
             match event:
                 case Tokens():
