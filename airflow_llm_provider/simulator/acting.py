@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -100,8 +101,9 @@ async def _break_off(http: web.BaseRequest, whole: bytes) -> web.StreamResponse:
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
         transport.abort()
         return response
-    await response.prepare(http)
-    await response.write(whole[: len(whole) // 2])
+    with suppress(ConnectionResetError):  # the client may have broken off itself
+        await response.prepare(http)
+        await response.write(whole[: len(whole) // 2])
     transport.close()  # flushes first: a reset could overtake the half that was sent
     return response
 

@@ -7,6 +7,7 @@ Owns their shape. Pure. Does not know when a token is there (`simulator.server`)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -215,9 +216,9 @@ class Answer:
             listed = [{"token": name, "logprob": _LOGPROB, "bytes": list(name.encode())} for name in names]
             return {"content": [{**one, "top_logprobs": [one] * self.asked.logprobs} for one in listed]}
         before = sum(map(len, choice.said.pieces[:begin]))
-        offsets = [before + sum(map(len, names[:at])) for at in range(len(names))]
+        offsets = [*accumulate(map(len, names), initial=before)]
         return {
-            "text_offset": offsets,
+            "text_offset": offsets[:-1],
             "token_logprobs": [_LOGPROB] * len(names),
             "tokens": names,
             "top_logprobs": [{name: _LOGPROB} for name in names],

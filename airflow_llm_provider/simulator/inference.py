@@ -7,6 +7,7 @@ Owns who waits for which tokens, and that nothing stays in the engine that nobod
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from airflow_llm_provider.simulator.fault import Fault
     from airflow_llm_provider.simulator.prometheus import Family
     from airflow_llm_provider.simulator.server_spec import ServerSpec
+
+_AT_ONCE = 8
+"""Choices made without letting others run. An answer of 4,096 tokens takes a few milliseconds."""
 
 
 class Inference:
@@ -61,11 +65,12 @@ class Inference:
             http: where it came from.
             request_id: from ``X-Request-Id``.
         """
-        answer = self._said(asked, request_id or f"{next(self._ids):032x}")
+        answer = await self._said(asked, request_id or f"{next(self._ids):032x}")
         news = asyncio.Event()
         flights: list[Flight] = []
         try:
             for choice in answer.choices:
+                await _let_others(choice.index)
                 flight = self._driver.submit(self._sequence(asked, choice), news)
                 if isinstance(flight, Rejected):
                     return json(bodies.BUSY, 503)
@@ -84,10 +89,11 @@ class Inference:
             for flight in flights:
                 self._driver.abort(flight)
 
-    def _said(self, asked: Asked, request_id: str) -> Answer:
+    async def _said(self, asked: Asked, request_id: str) -> Answer:
         choices: list[Choice] = []
         for prompt in asked.prompts:
             for variant in range(asked.count):
+                await _let_others(len(choices))
                 said = model.say(
                     prompt,
                     max_tokens=asked.max_tokens,
@@ -130,9 +136,17 @@ class Inference:
     async def _stream(
         self, answer: Answer, flights: list[Flight], news: asyncio.Event, http: web.BaseRequest
     ) -> web.StreamResponse:
-        """Sends tokens as they come. Those that come while the connection is busy share a chunk, as with vLLM."""
+        """A stream of them. That its client has left is no error: what is still in the engine is aborted."""
         response = web.StreamResponse(headers={"Content-Type": EVENT_STREAM})
-        await response.prepare(http)
+        with suppress(ConnectionResetError):
+            await response.prepare(http)
+            await self._send(answer, flights, news, response)
+        return response
+
+    async def _send(
+        self, answer: Answer, flights: list[Flight], news: asyncio.Event, response: web.StreamResponse
+    ) -> None:
+        """Sends tokens as they come. Those that come while the connection is busy share a chunk, as with vLLM."""
         told = [0] * len(flights)
         events: list[bytes] = []
         ended = False
@@ -155,7 +169,12 @@ class Inference:
             self._finish(answer, flights)
             events += answer.closing()
         await response.write(b"".join([*events, bodies.DONE]))
-        return response
+
+
+async def _let_others(number: int) -> None:
+    """Gives way, now and then, to whatever else the loop has to do: a request may have thousands of choices."""
+    if number % _AT_ONCE == _AT_ONCE - 1:
+        await asyncio.sleep(0)
 
 
 async def _next(news: asyncio.Event) -> None:

@@ -11,6 +11,7 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import aiohttp.web
 import pytest
 
 from airflow_llm_provider.core.request import Completion
@@ -209,6 +210,29 @@ async def test_a_stream_that_nobody_reads_is_aborted(slow: SimulatedVLLM) -> Non
     assert (await page_of(slow.url, "", total)).total(total) == 0
 
 
+@pytest.mark.parametrize("fault", [None, Fault(kind=FaultKind.RESET_MID_ANSWER)])
+async def test_a_client_that_left_before_the_first_byte_is_no_error(
+    server: SimulatedVLLM, fault: Fault | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def gone(*_: object) -> None:
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(aiohttp.web.StreamResponse, "prepare", gone)
+    server.fault = None if fault is None else Rule(fault=fault)
+    failure = await send(server.url, chat(stream=True))
+    assert isinstance(failure, Failure)
+    assert failure.kind is FailureKind.CONNECTION_LOST
+    monkeypatch.undo()
+    server.fault = None
+    await until(lambda: load(server.url), (0, 0))
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("aiohttp")] == []
+
+
+async def test_offsets_are_where_the_tokens_begin(server: SimulatedVLLM) -> None:
+    told = (await ask(server.url, TEXT, {"prompt": "a", "max_tokens": 9, "logprobs": 1}))["choices"][0]["logprobs"]
+    assert told["text_offset"] == [len("".join(told["tokens"][:at])) for at in range(9)]
+
+
 async def test_priority_goes_first() -> None:
     step = StepModel(base_s=0.1, per_seq_s=0.0, per_prefill_token_s=0.0)
     ended: list[str] = []
@@ -286,10 +310,10 @@ async def test_what_the_context_leaves_no_room_for_is_cut(server: SimulatedVLLM)
 
 
 async def test_several_prompts(server: SimulatedVLLM) -> None:
-    told = await ask(server.url, TEXT, {"prompt": ["a", [40, 41], "b"], "n": 2, "max_tokens": 2, "echo": True})
+    told = await ask(server.url, TEXT, {"prompt": ["a", "bc", "b"], "n": 2, "max_tokens": 2, "echo": True})
     assert [choice["index"] for choice in told["choices"]] == list(range(6))
     assert told["choices"][0]["text"].startswith("a")
-    assert told["usage"]["prompt_tokens"] == 4
+    assert told["usage"]["prompt_tokens"] == 3
     counter = "vllm:request_params_n_count"
     assert (await page_of(server.url, "", counter)).total(counter) == 3
 
