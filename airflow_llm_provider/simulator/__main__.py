@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from airflow_llm_provider.simulator.command import add_port, at_the_end, bound, name, seconds, tell_url
 from airflow_llm_provider.simulator.engine import LARGE_GPU, TINY_ON_CPU, StepModel
 from airflow_llm_provider.simulator.server import Handler
 from airflow_llm_provider.simulator.server_spec import ServerSpec, with_flags
-from airflow_llm_provider.simulator.thread import listen, serve
+from airflow_llm_provider.simulator.thread import serve
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
 _STEPS: Final = {"tiny-on-cpu": TINY_ON_CPU, "large-gpu": LARGE_GPU}
@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options["mean_output_tokens"] == 0:
             options["mean_output_tokens"] = None
         spec = with_flags(ServerSpec(), **options)
-    except (ValueError, TypeError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
-    asyncio.run(_serve(spec, port, patience_s))
+    asyncio.run(_serve(spec, bound(parser, port), patience_s))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--port", type=int, default=0, help="0 takes a free one")
-    add("--served-model-name", nargs="+", default=["simulated"], help="several are aliases")
+    add_port(parser)
+    add("--served-model-name", nargs="+", type=name, default=["simulated"], help="several are aliases")
     add("--root", help="what the names stand for, in /v1/models")
     add("--api-key")
     add("--max-num-seqs", type=int)
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-num-queued-tokens", type=int)
     add("--enable-prompt-tokens-details", action="store_true")
     add("--enable-per-request-metrics", action="store_true")
-    add("--shutdown-timeout", type=float, default=0.0, help="seconds for requests in flight to end in after SIGTERM")
+    add("--shutdown-timeout", type=seconds, default=0.0, help="seconds for requests in flight to end in after SIGTERM")
     add("--seed", type=int)
     add("--speed", type=float, help="engine seconds per second; 1")
     add(
@@ -86,24 +86,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _step(name: str) -> StepModel:
-    if name in _STEPS:
-        return _STEPS[name]
-    fields: dict[str, Any] = orjson.loads(Path(name).read_bytes())
+def _step(which: str) -> StepModel:
+    if which in _STEPS:
+        return _STEPS[which]
+    try:
+        return _step_of(orjson.loads(Path(which).read_bytes()))
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(f"--step {which}: {error}") from error
+
+
+def _step_of(fields: Any) -> StepModel:
+    if not isinstance(fields, dict):
+        raise TypeError(f"it holds {fields!r}, and not an object with the fields of StepModel.")
     return StepModel(**fields)
 
 
-async def _serve(spec: ServerSpec, port: int, patience_s: float) -> None:
+async def _serve(spec: ServerSpec, listener: socket.socket, patience_s: float) -> None:
     handler = Handler(spec)
-    listener = listen(port)
     told, stop = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-
-    def tell() -> None:
-        sys.stdout.write(f"http://127.0.0.1:{listener.getsockname()[1]}\n")
-        sys.stdout.flush()
+    at_the_end(told.set)
 
     async def drain() -> None:
         await told.wait()
@@ -115,7 +117,7 @@ async def _serve(spec: ServerSpec, port: int, patience_s: float) -> None:
         stop.set()
 
     draining = asyncio.create_task(drain())
-    await serve(handler, handler.lifetime, listener, stop=stop, ready=tell)
+    await serve(handler, handler.lifetime, listener, stop=stop, ready=lambda: tell_url(listener))
     await draining
 
 

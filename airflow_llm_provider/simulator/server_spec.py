@@ -6,12 +6,16 @@ Owns the values. Does not know what follows from them (`simulator.server`, `simu
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Final
 
 from airflow_llm_provider.simulator.engine import EngineSpec
 
 if TYPE_CHECKING:
     from airflow_llm_provider.simulator.fault import FaultFunction
+
+_MAX_SPEED: Final = 1_000_000
+"""Beyond it, the engine's seconds are too many to tell them apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +48,14 @@ class ServerSpec:
     api_key: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.served_model_name:
-            raise ValueError("served_model_name needs one name at least.")
-        if not self.speed > 0:
-            raise ValueError(f"speed is a number above 0, not {self.speed!r}.")
-        if self.mean_output_tokens is not None and self.mean_output_tokens < 1:
-            raise ValueError(f"mean_output_tokens is 1 or more, or None, not {self.mean_output_tokens!r}.")
+        if not self.served_model_name or not all(self.served_model_name):
+            told = f"not {self.served_model_name!r}"
+            raise ValueError(f"served_model_name needs one name at least, and none may be empty: {told}.")
+        if not 0 < self.speed <= _MAX_SPEED:
+            raise ValueError(f"speed is a number above 0 and up to {_MAX_SPEED:,}, not {self.speed!r}.")
+        mean = self.mean_output_tokens
+        if mean is not None and not (isfinite(mean) and mean >= 1):
+            raise ValueError(f"mean_output_tokens is a finite number of 1 or more, or None, not {mean!r}.")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -55,7 +55,7 @@ class StepModel:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             value = getattr(self, name)
-            if not isfinite(value) or value < 0:
+            if not isinstance(value, int | float) or not isfinite(value) or value < 0:
                 raise ValueError(f"A step model's {name} is a finite number of 0 or more, not {value!r}.")
         if self.base_s == 0:
             raise ValueError("A step model's base_s is more than 0: a step takes time, else the engine never waits.")
