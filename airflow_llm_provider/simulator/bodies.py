@@ -5,14 +5,18 @@ Owns their shape. Pure. Does not know when which one is sent, nor what an answer
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
 
 _CREATED = 1795346416
+_SKETCHED_CHARS = 200
 
 
 def error(message: str, *, kind: str, code: int, param: str | None = None) -> dict[str, Any]:
@@ -64,7 +68,9 @@ def too_long(limit_tokens: int, tokens: int) -> dict[str, Any]:
     )
 
 
-def invalid(loc: str, kind: str, message: str, *, given: object = ..., context: str = "") -> dict[str, Any]:
+def invalid(
+    loc: str, kind: str, message: str, *, given: object = ..., context: Mapping[str, object] | None = None
+) -> dict[str, Any]:
     """400 for a body that is not valid JSON or of the wrong shape.
 
     Args:
@@ -72,18 +78,19 @@ def invalid(loc: str, kind: str, message: str, *, given: object = ..., context: 
         kind: pydantic's word for what is wrong with it.
         message: the same for people.
         given: what was there; left out, nothing is said of it.
-        context: more words on what is wrong.
+        context: more on what is wrong.
     """
-    told = "" if given is ... else f", 'input': '{_sketch(given)}'"
-    more = f", 'ctx': {{'error': {context!r}}}" if context else ""
-    text = f"1 validation error:\n  {{'type': '{kind}', 'loc': '{loc}', 'msg': '{message}'{told}{more}}}"
+    told = "" if given is ... else f", 'input': {_sketch(given)!r}"
+    more = f", 'ctx': {context!r}" if context else ""
+    text = f"1 validation error:\n  {{'type': '{kind}', 'loc': '{loc}', 'msg': {message!r}{told}{more}}}"
     return error(text, kind="Bad Request", code=400, param=loc)
 
 
 def _sketch(value: object) -> str:
     if isinstance(value, dict | list):
         return f"<{type(value).__name__} of {len(value)} items>"
-    return str(value)
+    told = str(value)
+    return told if len(told) <= _SKETCHED_CHARS else f"{told[:_SKETCHED_CHARS]}...[truncated]"
 
 
 def models(names: tuple[str, ...], root: str, max_model_len: int) -> dict[str, Any]:

@@ -1,24 +1,34 @@
 """What goes wrong with a request, and which requests it goes wrong with.
 
-Owns the faults as values, in Python and in JSON. Does not know how one is acted out (`simulator.acting`)
+Owns the faults as values, in Python and in JSON, and what makes them valid: one that could not be acted out is refused
+when it is made, and not at each request that it would strike. Does not know how one is acted out (`simulator.acting`)
 or on what.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeAlias
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import orjson
 
 from airflow_llm_provider.simulator import bodies
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
 FaultFunction: TypeAlias = "Callable[[dict[str, Any], int], Fault | None]"
 """From a request's body and its number, counted over all POSTs from 1, to what goes wrong with it."""
+
+_STATUSES: Final = range(200, 600)
+"""Those below are no answers: a client waits on for one."""
+
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
 class FaultKind(StrEnum):
@@ -43,11 +53,14 @@ class Fault:
 
     Attributes:
         kind: what happens.
-        status: of an ``answer``.
+        status: of an ``answer``, 200 to 599.
         body: of an ``answer``, or the error event of a ``stream_error``.
         headers: of an ``answer``, such as ``Retry-After``.
         content_type: of an ``answer``.
         delay_s: of ``slow``: real seconds before anything is done about the request.
+
+    Raises:
+        ValueError: a field's value is none that could be sent.
     """
 
     kind: FaultKind
@@ -56,6 +69,18 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
     delay_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        kinds = f"one of {', '.join(FaultKind)}"
+        status = f"a whole number of {_STATUSES[0]} to {_STATUSES[-1]}"
+        _must_be("fault", "kind", kinds, self.kind, valid=isinstance(self.kind, FaultKind))
+        _must_be("fault", "status", status, self.status, valid=_is_whole(self.status) and self.status in _STATUSES)
+        _must_be("fault", "body", "text", self.body, valid=isinstance(self.body, str))
+        _must_be("fault", "content_type", "text of one line", self.content_type, valid=_is_line(self.content_type))
+        headers = "an object of names and texts, of one line each"
+        _must_be("fault", "headers", headers, self.headers, valid=_are_headers(self.headers))
+        delay_s = "a finite number of 0 or more"
+        _must_be("fault", "delay_s", delay_s, self.delay_s, valid=_is_delay(self.delay_s))
 
     @classmethod
     def answer(
@@ -103,20 +128,24 @@ class Fault:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Fault:
-        """The fault that a control request names.
+        """The fault that a control request names. A body that is no text is told as JSON.
 
         Raises:
-            TypeError: it has fields a fault has not.
-            ValueError: its kind is none.
+            ValueError: it has fields a fault has not, or no kind, or values that are refused.
         """
-        return cls(**{**value, "kind": FaultKind(value["kind"])})
+        fields = _fields("fault", value, cls.__slots__, "kind")
+        if fields["kind"] in list(FaultKind):
+            fields["kind"] = FaultKind(fields["kind"])
+        if isinstance(fields.get("body"), dict | list):
+            fields["body"] = orjson.dumps(fields["body"]).decode()
+        return cls(**fields)
 
     def as_json(self) -> dict[str, Any]:
         """The form a control request carries."""
         return asdict(self)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """A fault and the requests it strikes: those that meet every condition that is set. Call it like a function.
 
@@ -126,6 +155,9 @@ class Rule:
         every: only every n-th request.
         first: only requests numbered 1 to n.
         first_of_each: only the first n sendings of the same body: what a retry then gets through.
+
+    Raises:
+        ValueError: a field's value could not be asked of any request.
     """
 
     fault: Fault
@@ -133,7 +165,16 @@ class Rule:
     every: int | None = None
     first: int | None = None
     first_of_each: int | None = None
-    _seen: dict[int, int] = field(default_factory=dict, repr=False)
+    _seen: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _must_be("rule", "fault", "a Fault", self.fault, valid=isinstance(self.fault, Fault))
+        contains = self.contains is None or isinstance(self.contains, str)
+        _must_be("rule", "contains", "text", self.contains, valid=contains)
+        for name in ("every", "first", "first_of_each"):
+            value = getattr(self, name)
+            valid = value is None or (_is_whole(value) and value >= 1)
+            _must_be("rule", name, "a whole number of 1 or more", value, valid=valid)
 
     def __call__(self, request: dict[str, Any], nth: int) -> Fault | None:
         """The fault, where the request is struck.
@@ -159,7 +200,9 @@ class Rule:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Rule:
         """The rule that a control request names; raises as `Fault.from_json` does."""
-        return cls(**{**value, "fault": Fault.from_json(value["fault"])})
+        named = [name for name in cls.__slots__ if not name.startswith("_")]
+        fields = _fields("rule", value, named, "fault")
+        return cls(**{**fields, "fault": Fault.from_json(fields["fault"])})
 
 
 def first_of(rules: Iterable[FaultFunction]) -> FaultFunction:
@@ -175,13 +218,46 @@ def first_of(rules: Iterable[FaultFunction]) -> FaultFunction:
     return fault
 
 
-def of_json(raw: bytes) -> FaultFunction | None:
-    """What a control request (``PUT /_faults``) sets: a list of rules as JSON. None, and an empty body, for no faults.
+def rules_of_json(raw: bytes) -> list[Rule]:
+    """The rules that a control request (``PUT /_faults``) sets: a list of them as JSON; none in an empty body.
 
     Raises:
-        ValueError: it is no JSON, or names a kind of fault that there is not.
-        TypeError: a rule or a fault has a field that there is not.
-        KeyError: a rule has no fault.
+        ValueError: it is no such list; the message says what is wrong with it.
     """
-    rules = [Rule.from_json(rule) for rule in (orjson.loads(raw) if raw else [])]
-    return first_of(rules) if rules else None
+    rules = orjson.loads(raw) if raw else []
+    if not isinstance(rules, list):
+        raise ValueError(f'Faults are a list of rules, not {rules!r}: [{{"fault": {{"kind": "hang"}}}}]')  # noqa: TRY004 - the values are JSON's
+    return [Rule.from_json(rule) for rule in rules]
+
+
+def _fields(what: str, value: Any, known: Iterable[str], needed: str) -> dict[str, Any]:
+    """The fields of a fault or a rule in JSON, as far as their names go."""
+    _must_be(what, "JSON", "an object", value, valid=isinstance(value, Mapping))
+    if unknown := sorted(value.keys() - set(known)):
+        raise ValueError(f"A {what} has no field {', '.join(unknown)}. It has {', '.join(known)}.")
+    if needed not in value:
+        raise ValueError(f"A {what} needs its {needed}: {value!r}")
+    return dict(value)
+
+
+def _must_be(what: str, name: str, told: str, value: object, *, valid: bool) -> None:
+    if not valid:
+        raise ValueError(f"A {what}'s {name} is {told}, not {value!r}.")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_delay(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value >= 0
+
+
+def _is_line(value: object) -> bool:
+    return isinstance(value, str) and _HEADER_VALUE.fullmatch(value) is not None
+
+
+def _are_headers(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and _HEADER_NAME.fullmatch(name) and _is_line(told) for name, told in value.items()
+    )

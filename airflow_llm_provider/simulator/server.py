@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import orjson
 from aiohttp import web
 
-from airflow_llm_provider.simulator import bodies, prometheus, tokenizer
+from airflow_llm_provider.simulator import bodies, fields, prometheus, tokenizer
 from airflow_llm_provider.simulator.acting import NEEDS_ANSWER, act_out, json, reply
-from airflow_llm_provider.simulator.asked import RefusedError, chat_ids, parse, read
-from airflow_llm_provider.simulator.fault import FaultKind, of_json
+from airflow_llm_provider.simulator.asked import chat_ids, read
+from airflow_llm_provider.simulator.control import FLAG, TEXT, set_faults, set_state
+from airflow_llm_provider.simulator.fault import FaultKind
+from airflow_llm_provider.simulator.fields import RefusedError
+from airflow_llm_provider.simulator.given import conversation, parse
 from airflow_llm_provider.simulator.inference import Inference
 from airflow_llm_provider.simulator.server_spec import State
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _INFERENCE = frozenset({bodies.CHAT_PATH, bodies.COMPLETIONS_PATH})
 _TOKENS = frozenset({"/tokenize", "/detokenize"})
 _GET = frozenset({"/v1/models", "/version", "/health", "/ping", "/load", "/_state"})
+_STATE = {"root": TEXT, "draining": FLAG}
 _EPOCH_S = 1_795_000_000.0
 _FAREWELLS = 10
 
@@ -68,9 +71,9 @@ class Handler:
         if path in ("/metrics", "/metrics/"):  # mounted: any method will do
             return self._page(request)
         if path == "/_faults" and method in ("PUT", "DELETE"):
-            return self._set_faults(await request.read())
+            return set_faults(self.state, await request.read())
         if path == "/_state" and method == "PATCH":
-            return self._set_state(await request.read())
+            return set_state(self.state, await request.read(), _STATE)
         if path in _INFERENCE or path in _TOKENS:
             if method != "POST":
                 return json(bodies.WRONG_METHOD, 405)
@@ -103,22 +106,6 @@ class Handler:
         page = prometheus.page(self._inference.families(), names)
         return reply(page, content_type=prometheus.CHOSEN_CONTENT_TYPE if names else prometheus.CONTENT_TYPE)
 
-    def _set_faults(self, raw: bytes) -> web.Response:
-        try:
-            self.state.fault = of_json(raw)
-        except (ValueError, TypeError, KeyError) as error:
-            return json(bodies.bad_request(repr(error)), 400)
-        return json({"rules": len(orjson.loads(raw)) if raw else 0})
-
-    def _set_state(self, raw: bytes) -> web.Response:
-        changes: dict[str, Any] = orjson.loads(raw)
-        unknown = changes.keys() - {"root", "draining"}
-        if unknown:
-            return json(bodies.bad_request(f"no such field: {sorted(unknown)}"), 400)
-        for name, value in changes.items():
-            setattr(self.state, name, value)
-        return json(changes)
-
     def _unauthorised(self, http: web.BaseRequest) -> bool:
         key = self.spec.api_key
         return key is not None and http.headers.get("Authorization") != f"Bearer {key}"
@@ -138,16 +125,18 @@ class Handler:
     def _tokens(self, path: str, raw: bytes) -> web.Response:
         request = parse(raw)
         if path == "/detokenize":
-            ids = request.get("tokens")
-            if not isinstance(ids, list):
-                raise RefusedError(
-                    bodies.invalid("body.tokens", "list_type", "Input should be a valid list", given=ids)
-                )
-            return json({"prompt": tokenizer.text(ids)})
-        if not isinstance(request.get("prompt"), str) and not isinstance(request.get("messages"), list):
-            raise RefusedError(bodies.invalid("body.prompt", "missing", "Field required", given=request))
-        tokens = chat_ids(request) if "messages" in request else tokenizer.tokens(request["prompt"])
-        names = [tokenizer.name(token) for token in tokens] if request.get("return_token_strs") else None
+            if "tokens" not in request:
+                raise fields.refused("tokens", "missing", "Field required", request)
+            return json({"prompt": tokenizer.text(fields.ids(request["tokens"], "tokens", least=0))})
+        if "messages" in request:
+            conversation(request["messages"])
+            tokens = chat_ids(request)
+        elif "prompt" in request:
+            tokens = tokenizer.tokens(fields.text(request["prompt"], "prompt"))
+        else:
+            raise fields.refused("prompt", "missing", "Field required", request)
+        strings = fields.flag(request, "return_token_strs")
+        names = [tokenizer.name(token) for token in tokens] if strings else None
         max_model_len = self.spec.engine.max_model_len
         return json({"count": len(tokens), "max_model_len": max_model_len, "tokens": tokens, "token_strs": names})
 
@@ -159,13 +148,12 @@ class Handler:
         if self._unauthorised(http):
             return json(bodies.UNAUTHORISED, 401)
         request = parse(raw)
-        streamed = bool(request.get("stream"))
         fault = None if state.fault is None else state.fault(request, state.received)
         if fault is not None and fault.kind is FaultKind.SLOW:
             await asyncio.sleep(fault.delay_s)
             fault = None
         if fault is not None and fault.kind not in NEEDS_ANSWER:
-            return await act_out(fault, http, None, streamed=streamed)
+            return await act_out(fault, http, None, streamed=False)
         max_model_len = self.spec.engine.max_model_len
         is_chat = path == bodies.CHAT_PATH
         asked = read(request, is_chat=is_chat, models=self.spec.served_model_name, max_model_len=max_model_len)

@@ -93,12 +93,8 @@ def tokens(text: str) -> list[int]:
 
 
 def text(ids: Iterable[int]) -> str:
-    """Ids as text; special tokens have none.
-
-    Raises:
-        ValueError: there is no such token.
-    """
-    return b"".join(map(piece, ids)).decode("utf-8", "replace")
+    """Ids as text. Special tokens have none, nor have those that do not exist, as with a real vLLM 0.32."""
+    return b"".join(piece(token) for token in ids if 0 <= token < VOCABULARY).decode("utf-8", "replace")
 
 
 def chat(messages: Sequence[Any], *, generate: bool, unfinished: bool) -> list[int]:

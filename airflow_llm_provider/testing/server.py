@@ -17,7 +17,8 @@ from aiohttp import web
 
 from airflow_llm_provider.simulator import bodies
 from airflow_llm_provider.simulator.acting import act_out, json, right
-from airflow_llm_provider.simulator.fault import FaultKind, of_json
+from airflow_llm_provider.simulator.control import FLAG, NAMES, SECONDS, TEXT, Form, check, set_faults, set_state
+from airflow_llm_provider.simulator.fault import FaultKind
 from airflow_llm_provider.testing import body
 
 if TYPE_CHECKING:
@@ -28,6 +29,17 @@ if TYPE_CHECKING:
 
 _INFERENCE = frozenset({bodies.CHAT_PATH, bodies.COMPLETIONS_PATH})
 _GET = frozenset({"/v1/models", "/version", "/health", "/_state"})
+_STATE = {
+    "models": NAMES,
+    "root": TEXT,
+    "version": TEXT,
+    "api_key": Form("text, or null", lambda value: value is None or isinstance(value, str)),
+    "max_prompt_chars": Form(
+        "a whole number of 1 or more, or null", lambda value: value is None or (type(value) is int and value > 0)
+    ),
+    "delay_s": SECONDS,
+    "draining": FLAG,
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,11 +52,12 @@ class Behaviour:
         version: the answer of ``/version``.
         api_key: required as a bearer token; None takes everything.
         max_prompt_chars: a longer prompt gets the context length's 400; None takes everything.
-        delay_s: from a request's admission to its answer.
-        slots: requests worked on at once; the others wait. None has no limit.
-        max_queued: with `slots`, a request that would be the next to wait gets 503.
+        delay_s: from a request to its answer.
         draining: ``/health`` says 200 and every POST 500, as vLLM does with ``--shutdown-timeout``.
         fault: which requests go wrong, and how.
+
+    Raises:
+        ValueError: a field begins with a value that it may not have.
     """
 
     models: tuple[str, ...] = ("stub",)
@@ -53,10 +66,11 @@ class Behaviour:
     api_key: str | None = None
     max_prompt_chars: int | None = None
     delay_s: float = 0.0
-    slots: int | None = None
-    max_queued: int | None = None
     draining: bool = False
     fault: FaultFunction | None = None
+
+    def __post_init__(self) -> None:
+        check({name: getattr(self, name) for name in _STATE}, _STATE)
 
 
 @dataclass(slots=True)
@@ -67,7 +81,7 @@ class Tally:
         received: POSTs to the model's routes.
         counts: the same by ``X-Request-Id``.
         answered: those whose right answer was handed to the connection.
-        in_flight: those admitted or waiting right now.
+        in_flight: those that wait for their answer right now.
         peak_in_flight: the most at once.
     """
 
@@ -89,8 +103,6 @@ class Handler:
         self.behaviour = behaviour
         self.tally = Tally()
         self._log_fd: int | None = None
-        self._running = 0
-        self._waiting: list[asyncio.Future[None]] = []
 
     @asynccontextmanager
     async def logging(self, log: Path | str | None) -> AsyncIterator[None]:
@@ -111,9 +123,9 @@ class Handler:
         if path in _INFERENCE:
             return await self._infer(path, request) if method == "POST" else json(bodies.WRONG_METHOD, 405)
         if path == "/_faults" and method in ("PUT", "DELETE"):
-            return self._set_faults(await request.read())
+            return set_faults(self.behaviour, await request.read())
         if path == "/_state" and method == "PATCH":
-            return self._set_state(await request.read())
+            return set_state(self.behaviour, await request.read(), _STATE)
         if path not in _GET:
             return json(bodies.NO_ROUTE, 404)
         if method != "GET":
@@ -135,22 +147,6 @@ class Handler:
             case _:
                 return json(bodies.models(now.models, now.root, (now.max_prompt_chars or 4096 * 4) // 4))
 
-    def _set_faults(self, raw: bytes) -> web.Response:
-        try:
-            self.behaviour.fault = of_json(raw)
-        except (ValueError, TypeError, KeyError) as error:
-            return json(bodies.error(repr(error), kind="BadRequestError", code=400), 400)
-        return json({"rules": len(orjson.loads(raw)) if raw else 0})
-
-    def _set_state(self, raw: bytes) -> web.Response:
-        changes: dict[str, Any] = orjson.loads(raw)
-        unknown = changes.keys() - set(Behaviour.__slots__) - {"fault"}
-        if unknown:
-            return json(bodies.error(f"no such field: {sorted(unknown)}", kind="BadRequestError", code=400), 400)
-        for name, value in changes.items():
-            setattr(self.behaviour, name, tuple(value) if name == "models" else value)
-        return json(changes)
-
     async def _infer(self, path: str, http: web.BaseRequest) -> web.StreamResponse:
         raw = await http.content.read()  # `http.read()` has a limit of 1 MiB
         request_id = http.headers.get("X-Request-Id", "")
@@ -169,13 +165,16 @@ class Handler:
         refusal = self._refusal(http, request)
         if refusal is not None:
             return refusal
-        async with self._slot() as admitted:
-            if not admitted:
-                return json(bodies.BUSY, 503)
+        tally = self.tally
+        tally.in_flight += 1
+        tally.peak_in_flight = max(tally.peak_in_flight, tally.in_flight)
+        try:
             if now.delay_s:
                 await asyncio.sleep(now.delay_s)
+        finally:
+            tally.in_flight -= 1
         echo = body.Echo(path=path, request=request, request_id=request_id, model=now.models[0])
-        self.tally.answered += 1
+        tally.answered += 1
         return right(echo, streamed=streamed)
 
     def _note(self, request_id: str) -> int:
@@ -204,46 +203,3 @@ class Handler:
         if now.max_prompt_chars is not None and len(text) > now.max_prompt_chars:
             return json(bodies.too_long(now.max_prompt_chars // 4, body.prompt_tokens(text)), 400)
         return json(bodies.DRAINING, 500) if now.draining else None
-
-    @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[bool]:
-        """A slot, when one is free; False where even the queue is full. A cancelled wait takes none."""
-        now, tally = self.behaviour, self.tally
-        full = now.slots is not None and self._running >= now.slots
-        if full and now.max_queued is not None and len(self._waiting) >= now.max_queued:
-            yield False
-            return
-        tally.in_flight += 1
-        tally.peak_in_flight = max(tally.peak_in_flight, tally.in_flight)
-        try:
-            if full:
-                await self._turn()
-            else:
-                self._running += 1
-            try:
-                yield True
-            finally:
-                self._hand_on()
-        finally:
-            tally.in_flight -= 1
-
-    async def _turn(self) -> None:
-        """Waits in line until `_hand_on` passes its slot on."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
-            elif not turn.cancelled():
-                self._hand_on()  # cancelled in the moment it was given the slot
-            raise
-
-    def _hand_on(self) -> None:
-        while self._waiting:
-            turn = self._waiting.pop(0)
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._running -= 1

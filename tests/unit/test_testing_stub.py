@@ -161,46 +161,8 @@ async def test_unknown_routes_and_methods(stub: StubVLLM) -> None:
         assert answer.status == 405
 
 
-async def test_a_full_queue_is_busy_and_slots_are_given_back() -> None:
-    with StubVLLM(slots=2, max_queued=1, delay_s=600.0) as stub:
-        async with EndpointClient(EndpointSettings(base_urls=(stub.url,)), base_url=stub.url) as client:
-            for _ in range(2):  # the second round finds every slot given back
-                tasks = [asyncio.create_task(client.send(CHAT, chat(), request_id="r")) for _ in range(8)]
-                await until(lambda tasks=tasks: sum(task.done() for task in tasks) == 5)
-                assert stub.in_flight == 3
-                busy = [task.result() for task in tasks if task.done()]
-                assert {failure.kind for failure in busy if isinstance(failure, Failure)} == {FailureKind.BUSY}
-                for task in tasks:
-                    task.cancel()
-                await until(lambda: stub.in_flight == 0)
-    assert stub.peak_in_flight == 3
-
-
-async def test_a_cancelled_wait_leaves_its_place_in_the_queue() -> None:
-    with StubVLLM(slots=1, max_queued=1, delay_s=600.0) as stub:
-        async with EndpointClient(EndpointSettings(base_urls=(stub.url,)), base_url=stub.url) as client:
-            tasks = []
-            for number in (1, 2):
-                tasks.append(asyncio.create_task(client.send(CHAT, chat(), request_id="r")))
-                await until(lambda number=number: stub.in_flight == number)
-            tasks[1].cancel()
-            await until(lambda: stub.in_flight == 1)
-            tasks[1] = asyncio.create_task(client.send(CHAT, chat(), request_id="r"))
-            await until(lambda: stub.in_flight == 2 or tasks[1].done())
-            assert not tasks[1].done()
-            for task in tasks:
-                task.cancel()
-
-
-async def test_those_who_wait_get_their_turn() -> None:
-    with StubVLLM(slots=2, delay_s=0.01) as stub:
-        async with EndpointClient(EndpointSettings(base_urls=(stub.url,)), base_url=stub.url) as client:
-            results = await asyncio.gather(*(client.send(CHAT, chat(), request_id="r") for _ in range(20)))
-    assert all(isinstance(result, Completion) for result in results)
-
-
-async def test_a_client_that_gives_up_frees_its_slot_and_its_place() -> None:
-    with StubVLLM(slots=1, delay_s=600.0) as stub:
+async def test_a_client_that_gives_up_is_in_flight_no_longer() -> None:
+    with StubVLLM(delay_s=600.0) as stub:
         async with EndpointClient(EndpointSettings(base_urls=(stub.url,)), base_url=stub.url) as client:
             tasks = [asyncio.create_task(client.send(CHAT, chat(), request_id="r")) for _ in range(3)]
             await until(lambda: stub.in_flight == 3)
@@ -209,6 +171,7 @@ async def test_a_client_that_gives_up_frees_its_slot_and_its_place() -> None:
                 await until(lambda left=left: stub.in_flight == left)
             stub.behaviour.delay_s = 0.0
             assert isinstance(await client.send(CHAT, chat(), request_id="r"), Completion)
+    assert stub.peak_in_flight == 3
 
 
 async def test_a_restart_keeps_port_and_counts() -> None:
