@@ -19,8 +19,8 @@ from yarl import URL
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.endpoint.failure import Answer, classify, garbled, read_json, shorten
 from airflow_llm_provider.endpoint.identity import ServedModel, ServerIdentity
-from airflow_llm_provider.endpoint.polled_page import PolledPage
-from airflow_llm_provider.endpoint.transport import ssl_context, watchful_socket
+from airflow_llm_provider.endpoint.polled_page import MOST_BYTES, PolledPage
+from airflow_llm_provider.endpoint.transport import TooLargeError, read_body, ssl_context, watchful_socket
 from airflow_llm_provider.endpoint.wire import decode
 from airflow_llm_provider.exceptions import ConfigurationError
 
@@ -41,6 +41,9 @@ RACE_S = 1.0
 before it saw the request. One that dies later had its request inside the server."""
 
 IDENTIFY_TIMEOUT_S = 30.0
+
+MOST_ANSWER_BYTES = 256 * 2**20
+"""A longer answer to a row is none. 100,000 tokens with 20 likelier ones beside each, 80 bytes apiece, are 160 MB."""
 
 _LARGE_BODY_BYTES = 2**20  # aiohttp writes `bytes` in one go and warns from here on; a file object goes in pieces
 _SHORTEST_SECRET = 8  # an extra header's value below this ("1", "true") is no secret, and blotting it out is noise
@@ -134,7 +137,7 @@ class EndpointClient:
             async with session.post(
                 url, data=data, headers={"X-Request-Id": request_id}, allow_redirects=False
             ) as response:
-                answer = await response.read()
+                answer = await read_body(response, most_bytes=MOST_ANSWER_BYTES)
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             return self._failure(error, answered=response is not None, at_once=loop.time() - started_s < RACE_S)
         return self._decode(path, response, answer)
@@ -154,19 +157,16 @@ class EndpointClient:
         timeout = aiohttp.ClientTimeout(
             total=min(wait_s, self._settings.request_timeout_s), connect=self._settings.connect_timeout_s
         )
-        pieces: list[bytes] = []
         response: aiohttp.ClientResponse | None = None
         _connection_is_new.set(False)
         try:
             async with self._open_session().post(
                 self._url(path), data=body, headers={"X-Request-Id": request_id}, allow_redirects=False, timeout=timeout
             ) as response:
-                async for piece in response.content.iter_any():
-                    arrived(piece)
-                    pieces.append(piece)
+                answer = await read_body(response, most_bytes=MOST_ANSWER_BYTES, arrived=arrived)
         except (aiohttp.ClientError, OSError) as error:
-            return self._failure(error, answered=response is not None, at_once=not pieces, waited_s=timeout.total)
-        return self._decode(path, response, b"".join(pieces))
+            return self._failure(error, answered=response is not None, at_once=True, waited_s=timeout.total)
+        return self._decode(path, response, answer)
 
     async def identify(self) -> ServerIdentity | Failure:
         """Asks who answers: ``/v1/models``, then ``/version``, which other servers need not have."""
@@ -188,7 +188,7 @@ class EndpointClient:
         )
 
     async def get(self, path: str, *, wait_s: float = IDENTIFY_TIMEOUT_S) -> Answer | Failure:
-        """Asks for something that is no completion; whatever comes back is an `Answer`, of any status.
+        """Asks for something that is no completion; whatever comes back, of any status and up to `MOST_BYTES`, is an `Answer`.
 
         Args:
             path: route below the root, such as ``/metrics``.
@@ -206,7 +206,7 @@ class EndpointClient:
         method = "GET" if body is None else "POST"
         try:
             async with session.request(method, url, data=body, allow_redirects=False, timeout=timeout) as response:
-                read = await response.read()
+                read = await read_body(response, most_bytes=MOST_BYTES)
         except (aiohttp.ClientError, OSError) as error:
             return self._failure(error, answered=response is not None, at_once=False, waited_s=timeout.total)
         headers = response.headers
@@ -271,6 +271,9 @@ class EndpointClient:
             case TimeoutError():
                 kind = FailureKind.TIMEOUT
                 words = f"{self._base_url}: no complete answer in {waited_s or self._settings.request_timeout_s:g} s"
+            case TooLargeError():
+                kind = FailureKind.GARBLED
+                words = f"{self._base_url}: {error}"
             case aiohttp.ClientResponseError():
                 kind = FailureKind.GARBLED
                 words = f"{self._base_url}: the answer is not HTTP: {_words(error)}"

@@ -1,7 +1,7 @@
-"""Sockets and TLS, as every HTTP client here wants them.
+"""Sockets and TLS, as every HTTP client here wants them, and how much is read of an answer.
 
-Owns the notice of peers that are gone, and the trust in certificates. Does not know what is sent (`endpoint.client`,
-`endpoint.latency_prometheus`).
+Owns the notice of peers that are gone, the trust in certificates, and the end of answers that have none. Does not know
+what is sent (`endpoint.client`, `endpoint.latency_prometheus`), nor how long an answer may be.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import socket
 import ssl
 from typing import TYPE_CHECKING
 
+from aiohttp import ClientError
+
 from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from aiohttp import AddrInfoType
+    from collections.abc import Callable
+
+    from aiohttp import AddrInfoType, ClientResponse
 
 DEAD_PEER_S = 60
 """An answer may take an hour without a byte. So the kernel asks the peer now and then whether it is there: a node that
@@ -53,3 +57,35 @@ def ssl_context(verify: bool | str, *, whose: str = "The vLLM connection's") -> 
         raise ConfigurationError(
             f"{whose} CA bundle {verify!r} can't be read ({error}). Set `verify` to a PEM file."
         ) from error
+
+
+class TooLargeError(ClientError):
+    """An answer has more bytes than are read of one."""
+
+
+async def read_body(
+    response: ClientResponse, *, most_bytes: int, arrived: Callable[[bytes], None] | None = None
+) -> bytes:
+    """An answer's whole body.
+
+    Args:
+        response: its beginning is here.
+        most_bytes: a longer one is not read to its end, if it has one: it would take all memory there is.
+        arrived: called with each piece as it arrives.
+
+    Raises:
+        TooLargeError: it is longer; the connection is closed.
+    """
+    pieces, size = [], 0
+    try:
+        while piece := await response.content.readany():
+            size += len(piece)
+            if size > most_bytes:
+                raise TooLargeError(f"the answer has more than {most_bytes:,} bytes")
+            pieces.append(piece)
+            if arrived is not None:
+                arrived(piece)
+    finally:
+        if not response.content.is_eof():
+            response.close()
+    return b"".join(pieces)

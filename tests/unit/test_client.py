@@ -274,6 +274,53 @@ async def test_an_answer_that_is_not_http() -> None:
         assert kind_of(await send_one(url)) is FailureKind.GARBLED
 
 
+@asynccontextmanager
+async def endless_server() -> AsyncIterator[tuple[str, list[int]]]:
+    """Answers without end; and what it got rid of, bytes."""
+    sent = [0]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n")
+        while sent[0] < 2**30:
+            writer.write(b"x" * 2**16)
+            sent[0] += 2**16
+            await writer.drain()
+
+    async with raw_server(answer) as url:
+        yield url, sent
+
+
+ASKING: dict[str, tuple[int, Callable[[EndpointClient], Awaitable[Any]]]] = {
+    "get": (client_module.MOST_BYTES, lambda client: client.get("/metrics")),
+    "ask": (client_module.MOST_BYTES, lambda client: client.ask("/detokenize", BODY)),
+    "send": (100_000, lambda client: client.send(CHAT, BODY, request_id="r1")),
+    "stream": (100_000, lambda client: client.stream(CHAT, BODY, request_id="r1", wait_s=9, arrived=lambda _: None)),
+}
+
+
+@pytest.mark.parametrize("how", ASKING)
+async def test_an_answer_without_end_is_not_read_to_its_end(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "MOST_ANSWER_BYTES", 100_000)
+    most_bytes, asks = ASKING[how]
+    async with endless_server() as (url, sent), client_of(url) as client:
+        failure = await asks(client)
+        assert failure == Failure(FailureKind.GARBLED, f"{url}: the answer has more than {most_bytes:,} bytes")
+    assert sent[0] < most_bytes + 2**24, "what sockets hold"
+
+
+async def test_an_answer_of_as_much_as_may_be_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(ANSWER)
+
+    async with raw_server(answer) as url:
+        monkeypatch.setattr(client_module, "MOST_ANSWER_BYTES", len(OK))
+        assert isinstance(await send_one(url), Completion)
+        monkeypatch.setattr(client_module, "MOST_ANSWER_BYTES", len(OK) - 1)
+        assert kind_of(await send_one(url)) is FailureKind.GARBLED
+
+
 async def test_redirects_are_not_followed(stub: StubVLLM) -> None:
     with StubVLLM() as elsewhere:
         target = {"Location": elsewhere.url + CHAT}
