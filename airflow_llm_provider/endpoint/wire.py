@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
 
+MOST_TOKENS = 10**12
+"""No request has more: a count above is nonsense, and sums of such would not fit into 64 bits, as what lands must."""
+
 _GIVEN_UP = {"abort": FailureKind.DRAINING, "error": FailureKind.SERVER_ERROR}
 """Finish reasons that come with a 200 and half a text. A vLLM told to stop (SIGTERM) ends what is in flight so."""
 
@@ -188,4 +191,4 @@ def _seconds(ms: Any) -> float | None:
 
 
 def _count(tokens: Any) -> int:
-    return tokens if type(tokens) is int else 0
+    return tokens if type(tokens) is int and 0 <= tokens <= MOST_TOKENS else 0

@@ -292,6 +292,18 @@ def test_counts_that_are_no_numbers_are_none() -> None:
     assert answer(chat({"content": "x"}) | {"usage": usage}) == Completion("x", "stop", Usage())
 
 
+@pytest.mark.parametrize("absurd", [-1, 2**63 - 1, 2**63, 10**12 + 1, 10**30, True, 1e3])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_counts_that_no_request_can_have_are_none(absurd: float, path: str) -> None:
+    """They are added up, and the sum is written: one row's nonsense must not cost the run."""
+    body = chat({"content": "x"}) if path == CHAT else {"choices": [{"text": "x", "finish_reason": "stop"}]}
+    usage = b'{"prompt_tokens":3,"completion_tokens":%s,"prompt_tokens_details":{"cached_tokens":%s}}'
+    said = str(absurd).lower().encode()
+    raw = orjson.dumps(body)[:-1] + b',"usage":' + usage % (said, said) + b"}"
+    assert answer(raw, path=path) == Completion("x", "stop", Usage(prompt_tokens=3))
+    assert orjson.dumps(Usage(10**12, 10**12).as_dict())
+
+
 TIMES = {
     "time_to_first_token_ms": 14.5,
     "generation_time_ms": 3000.0,
