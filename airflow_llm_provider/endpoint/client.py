@@ -188,7 +188,7 @@ class EndpointClient:
         )
 
     async def get(self, path: str, *, wait_s: float = IDENTIFY_TIMEOUT_S) -> Answer | Failure:
-        """Asks for something that is no completion; whatever comes back, of any status and up to `MOST_BYTES`, is an `Answer`.
+        """Asks for something that is no completion; what comes back, of any status, is an `Answer`, up to `MOST_BYTES`.
 
         Args:
             path: route below the root, such as ``/metrics``.
