@@ -269,6 +269,42 @@ ERRORS = [
     (TEXT, text("")),
     (TEXT, text([])),
     (TEXT, text([99999999])),
+    (CHAT, chat(n=2)),
+    (TEXT, text(n=None)),
+    (CHAT, chat(logprobs=True, top_logprobs=1_000_000_000)),
+    (CHAT, chat(logprobs=True, top_logprobs=-5)),
+    (CHAT, chat(logprobs=True, top_logprobs="x")),
+    (CHAT, chat(top_logprobs=3)),
+    (CHAT, chat(logprobs="x")),
+    (TEXT, text(logprobs="x")),
+    (TEXT, text(logprobs=21)),
+    (CHAT, chat(stop="")),
+    (CHAT, chat(stop_token_ids=5)),
+    (CHAT, chat(stop_token_ids=[[1]])),
+    (CHAT, chat(stop_token_ids=[1.5])),
+    (CHAT, chat(stream="x")),
+    (CHAT, chat(stream=[1])),
+    (CHAT, chat(stream=True, stream_options="x")),
+    (CHAT, chat(stream=True, stream_options={"include_usage": "x"})),
+    (CHAT, chat(stream_options=5)),
+    (CHAT, chat(ignore_eos=None)),
+    (CHAT, chat(max_tokens=1.5)),
+    (CHAT, chat(max_tokens=1e300)),
+    (CHAT, chat(seed=2**63)),
+    (CHAT, chat(priority=None)),
+    (CHAT, chat(min_tokens=-3)),
+    (CHAT, chat(temperature="inf")),
+    (CHAT, chat(temperature=3)),
+    (CHAT, chat(repetition_penalty="inf")),
+    (CHAT, chat(model=5)),
+    (CHAT, chat(continue_final_message=True)),
+    (TEXT, text([""])),
+    (TEXT, text([[]])),
+    ("/detokenize", {}),
+    ("/detokenize", {"tokens": [-1]}),
+    ("/detokenize", {"tokens": ["a"]}),
+    ("/detokenize", {"tokens": [[1]]}),
+    ("/tokenize", {"messages": []}),
     ("/detokenize", {"tokens": "x"}),
     ("/v1/nothing", {}),
 ]
@@ -278,6 +314,30 @@ ERRORS = [
 async def test_errors_are_the_real_ones(real: RealVLLM, ours: SimulatedVLLM, path: str, body: Any) -> None:
     theirs, twins = [await post(server, path, body) for server in (real, ours)]
     assert (twins[0], orjson.loads(twins[1])) == (theirs[0], orjson.loads(theirs[1]))
+
+
+ODD = [
+    (CHAT, chat(stream="false")),
+    (CHAT, chat(stream="yes")),
+    (CHAT, chat(max_tokens=True)),
+    (CHAT, chat(max_tokens=" 5 ")),
+    (CHAT, chat(priority=True)),
+    (CHAT, chat(stop_token_ids=["5", True])),
+    (CHAT, chat(model="")),
+    (TEXT, text([1.0, True])),
+    (TEXT, text(top_logprobs="of no meaning here")),
+    ("/detokenize", {"tokens": [99999999]}),
+]
+"""What one might think is refused."""
+
+
+@pytest.mark.parametrize(("path", "body"), ODD, ids=of_request)
+async def test_odd_bodies_are_taken_as_by_the_real_one(
+    real: RealVLLM, ours: SimulatedVLLM, path: str, body: Any
+) -> None:
+    theirs, twins = [await post(server, path, body) for server in (real, ours)]
+    assert (twins[0], twins[2]) == (theirs[0], theirs[2])
+    assert twins[0] == 200
 
 
 @pytest.mark.parametrize("headers", [{"Authorization": "Bearer wrong"}, {"Content-Type": "text/plain"}], ids=str)
