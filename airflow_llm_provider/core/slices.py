@@ -100,7 +100,7 @@ class SlicedRow:
     """A row on its way. Use `begin`.
 
     One `request` at a time is sent; its answer goes to `take`, and what that says is done. A slice that is given up or
-    fails is sent again as it was.
+    fails is sent again from where it began, with as many tokens as `slice_tokens` says by then.
     """
 
     def __init__(self, request: RowRequest, body: dict[str, Any], terms: SliceTerms, ending: set[int]) -> None:
@@ -110,7 +110,7 @@ class SlicedRow:
         self.slices = 0
         """Slices that have ended."""
         self.slice_tokens = terms.slice_tokens
-        """Tokens of the next slice; not to be changed between a request and its answer."""
+        """Tokens of the next slice, or of one that goes again; not to be changed between a request and its answer."""
         self.home: object = None
         """Whoever began it: on another server, other terms may hold."""
         self.usage = Usage()

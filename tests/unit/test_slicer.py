@@ -20,6 +20,7 @@ from airflow_llm_provider.core.row_queue import Ticket
 from airflow_llm_provider.core.slice_rules import (
     CHAT_PATH,
     COMPLETIONS_PATH,
+    LEAST_SLICE_TOKENS,
     MOST_SLICE_TOKENS,
     SLICE_TOKENS,
     SliceTerms,
@@ -272,7 +273,7 @@ async def test_a_row_that_is_short_or_asks_for_what_slices_change_runs_whole() -
     with Simulated(speed=SPEED) as server:
         async with client_of(server) as client:
             slicer = slicer_of(client)
-            for fields in ({"max_tokens": 20}, {"seed": 3}, {"n": 2}):
+            for fields in ({"max_tokens": 20}, {"seed": 3}, {"n": 2, "temperature": 1}):
                 ticket = ticket_of(**fields)
                 answer, requests = await to_the_end(slicer, ticket)
                 assert isinstance(answer, Completion)
@@ -320,21 +321,36 @@ async def test_a_row_that_runs_whole_after_all_tells_that_it_begins_anew() -> No
             assert (refused.sliced, unsaid.sliced) == (None, None)
 
 
-async def test_a_slice_that_fails_is_sent_again_as_it_was() -> None:
+async def test_a_slice_that_fails_is_sent_again_from_where_it_began_as_long_as_the_pace_says_by_then() -> None:
+    sent: list[dict[str, Any]] = []
+
+    def fails(body: dict[str, Any], _number: int) -> Fault:
+        sent.append(body)
+        return Fault.answer(500, {"error": {"message": "no"}})
+
     with Simulated(speed=SPEED) as server:
         async with client_of(server) as client:
-            slicer, ticket = slicer_of(client), ticket_of()
+            slicer, ticket = slicer_of(client, slice_tokens=None), ticket_of(max_tokens=2000)
             whole = await client.send(CHAT_PATH, ticket.request.body, request_id="whole")
-            await slicer.send(ticket, "run-0-1")
-            server.fault = lambda _body, _number: Fault.answer(500, {"error": {"message": "no"}})
-            failure = await slicer.send(ticket, "run-0-2")
-            assert isinstance(failure, Failure)
-            assert failure.kind is FailureKind.SERVER_ERROR
-            server.fault = None
+            await slicer._ask(CHAT_PATH)
+            for slices in range(2):
+                for pace in (1e6, 1.0):
+                    slicer._pace = pace
+                    server.fault = fails
+                    failure = await slicer.send(ticket, "run-0-1")
+                    assert isinstance(failure, Failure)
+                    assert failure.kind is FailureKind.SERVER_ERROR
+                server.fault = None
+                if not slices:
+                    await slicer.send(ticket, "run-0-1")
             landed, _ = await to_the_end(slicer, ticket)
     assert isinstance(landed, Completion)
     assert isinstance(whole, Completion)
     assert (landed.output, landed.usage) == (whole.output, whole.usage)
+    first, again, later, later_again = sent
+    assert first == again, "the first one is as the row was judged by"
+    assert (later["max_tokens"], later_again["max_tokens"]) == (MOST_SLICE_TOKENS, LEAST_SLICE_TOKENS)
+    assert later["prompt"] == later_again["prompt"]
 
 
 class Deaf(EndpointClient):
