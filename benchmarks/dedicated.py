@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from airflow_llm_provider.core.limit import FixedLimit
 from airflow_llm_provider.core.limit_adaptive import AdaptiveLimit
 from airflow_llm_provider.simulator.engine import LARGE_GPU, TINY_ON_CPU, Engine, EngineSpec, StepModel
+from benchmarks.arguments import count
 from benchmarks.colocation.policies import AimdOnErrors
 from benchmarks.dedicated_loop import ClosedLoop, Row, Simulated, Task
 
@@ -183,13 +184,13 @@ def storm() -> Iterator[str]:
         yield f"{name:16}{before:9}{lowest:9}   {after:56}{loop.now:12.1f}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dedicated", description=__doc__)
     parser.add_argument("--vllm", action="store_true", help="on a real vLLM instead, with 8 slots")
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=600, help="of each run on the real vLLM")
-    options = parser.parse_args()
+    parser.add_argument("--pairs", type=count, default=3)
+    parser.add_argument("--rows", type=count, default=600, help="of each run on the real vLLM")
+    options = parser.parse_args(arguments)
     if options.vllm:
         from benchmarks.dedicated_real import pairs  # noqa: PLC0415 - imports Airflow
 

@@ -13,7 +13,6 @@ arm, too, for some seconds, and the arm is compared with the mean of both; in vi
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
@@ -21,53 +20,52 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.core.load import CHOSEN_COST_S
 from benchmarks.colocation.arm import Arm, measure
+from benchmarks.colocation.comparison import asked
 from benchmarks.colocation.fleet import Fleet
 from benchmarks.colocation.look_cost import client_look_cost_s, server_look_cost_s
 from benchmarks.colocation.measures import quantile
 from benchmarks.colocation.plot import scatter, timeline
-from benchmarks.colocation.policies import ALONE, NONE, policy_of
+from benchmarks.colocation.policies import ALONE
 from benchmarks.colocation.report import Row, doubts, table, verdicts
 from benchmarks.colocation.servers import simulator, vllm
-from benchmarks.colocation.shapes import SHAPES
-from benchmarks.colocation.traffic import Phase, Traffic, read_trace
+from benchmarks.colocation.traffic import Phase, Traffic
 from benchmarks.colocation.virtual import World, engine_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
 
+    from benchmarks.colocation.comparison import Comparison
     from benchmarks.colocation.policies import Policy
 
-PEERS = ("saturated", "saturated-priority", "fixed-7", "fixed-2", "aimd-errors")
 REFERENCE_S = 12.0
 REFERENCE_WARM_S = 4.0
-FULL_ROUNDS = 5
-FULL_REQUESTS = 2_000
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run from the command line."""
-    options = _options()
+    asked_for = asked(__doc__ or "", arguments)
     logging.disable(logging.INFO)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
-    arms = [(NONE, 0), (ALONE, 1), *((policy_of(name), count) for name, count in _arms(options))]
-    if options.server == "virtual":
-        spec = engine_spec(options.slots)
-        _say(f"virtual time, {options.slots} slots, steps as {spec.step}")
+    if asked_for.server == "virtual":
+        spec = engine_spec(asked_for.slots)
+        _say(f"virtual time, {asked_for.slots} slots, steps as {spec.step}")
 
         def play(traffic: Traffic, policy: Policy, processes: int) -> Arm:
-            return World(spec, traffic, policy, processes=processes, seed=options.seed).run()
+            return World(spec, traffic, policy, processes=processes, seed=asked_for.seed).run()
 
-        _compare_all(options, arms, play, look_cost_s=CHOSEN_COST_S)
+        _compare_all(asked_for, play, look_cost_s=CHOSEN_COST_S)
         return
-    folder = Path(tempfile.mkdtemp(prefix="llm-colocation-"))
-    start = vllm if options.server == "vllm" else simulator
-    most = max(count for _, count in arms)
-    with start(options.slots, folder / "server.log") as server, Fleet(most, folder) as fleet:
+    start = vllm if asked_for.server == "vllm" else simulator
+    most = max(processes for _, processes in asked_for.arms)
+    with (
+        tempfile.TemporaryDirectory(prefix="llm-colocation-") as folder,
+        start(asked_for.slots, Path(folder) / "server.log") as server,
+        Fleet(most, Path(folder)) as fleet,
+    ):
         look_cost_s = server_look_cost_s(server)
         client_cost_s = client_look_cost_s(server)
         costs = f"{1000 * look_cost_s:.2f} ms of CPU, and the client {1000 * client_cost_s:.2f} ms"
@@ -85,33 +83,31 @@ def main() -> None:
             nothing = Traffic(name="", duration_s=REFERENCE_S, arrivals=(), phases=(whole,))
             return measure(server, fleet, nothing, ALONE, processes=1, warm_s=REFERENCE_WARM_S).batch_per_s
 
-        _compare_all(options, arms, play, look_cost_s=look_cost_s, client_look_cost_s=client_cost_s)
+        _compare_all(asked_for, play, look_cost_s=look_cost_s, client_look_cost_s=client_cost_s)
 
 
 def _compare_all(
-    options: argparse.Namespace,
-    arms: list[tuple[Policy, int]],
+    asked_for: Comparison,
     play: Callable[[Traffic, Policy, int], Arm],
     *,
     look_cost_s: float,
     client_look_cost_s: float = 0.0,
 ) -> None:
     """Each shape, and what came of it."""
-    for traffics in _traffics(options):
-        rows = _compare(traffics, arms, play, look_cost_s=look_cost_s, client_look_cost_s=client_look_cost_s)
+    for traffics in asked_for.traffics:
+        rows = _compare(traffics, asked_for.arms, play, look_cost_s=look_cost_s, client_look_cost_s=client_look_cost_s)
         _tell(rows)
-        if options.plot is not None:
-            options.plot.mkdir(parents=True, exist_ok=True)
-            stem = f"colocation-{options.server}-{traffics[0].name}"
-            (options.plot / f"{stem}.svg").write_text(scatter(rows))
+        if asked_for.plot is not None:
+            stem = f"colocation-{asked_for.server}-{traffics[0].name}"
+            (asked_for.plot / f"{stem}.svg").write_text(scatter(rows))
             ours = next((row for row in rows if row.name == "ours"), None)
             if ours is not None:
-                (options.plot / f"{stem}-time.svg").write_text(timeline(ours.arms[0]))
+                (asked_for.plot / f"{stem}-time.svg").write_text(timeline(ours.arms[0]))
 
 
 def _compare(
-    traffics: list[Traffic],
-    arms: list[tuple[Policy, int]],
+    traffics: Sequence[Traffic],
+    arms: Sequence[tuple[Policy, int]],
     play: Callable[[Traffic, Policy, int], Arm],
     *,
     look_cost_s: float,
@@ -156,63 +152,6 @@ def _tell(rows: list[Row]) -> None:
             continue
         for what, figure, bound, kept in verdicts(rows[0], row, ideal):
             _say(f"{row.name}: {what}: {figure:.3g}, promised {bound:.3g}: {'kept' if kept else 'MISSED'}")
-
-
-def _arms(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    for name in options.policies:
-        for count in options.processes if name.startswith("ours") else [1]:
-            yield name, count
-
-
-def _traffics(options: argparse.Namespace) -> Iterator[list[Traffic]]:
-    """For each shape, its rounds."""
-    if options.trace is not None:
-        yield [read_trace(options.trace)] * options.rounds
-        return
-    for shape in options.shapes:
-        yield [_traffic(shape, options, round_) for round_ in range(options.rounds)]
-
-
-def _traffic(shape: str, options: argparse.Namespace, round_: int) -> Traffic:
-    """One round's traffic; with `--full`, so long that all rounds together have the requests that are asked for."""
-    duration_s = options.seconds
-    if options.full:
-        per_s = len(SHAPES[shape](3_000.0, Random(0)).arrivals) / 3_000
-        duration_s = 1.03 * FULL_REQUESTS / options.rounds / per_s
-    return SHAPES[shape](duration_s, Random(options.seed + round_))
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.colocation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--server", choices=["vllm", "sim", "virtual"], default="vllm")
-    parser.add_argument("--slots", type=int, default=None, help="of the server (8; virtual: 256)")
-    parser.add_argument("--shapes", nargs="+", default=None, choices=sorted(SHAPES), help="bursts ramp waves; or day")
-    parser.add_argument("--trace", type=Path, default=None, help="JSONL of at_s, prompt_tokens, max_tokens, instead")
-    parser.add_argument("--policies", nargs="+", default=None, help=f"{' '.join(PEERS)} ours; virtual: ideal ours …")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 6], help="of batch, for ours")
-    parser.add_argument("--rounds", type=int, default=None, help="of all arms in turn (1; with --full 5)")
-    parser.add_argument("--seconds", type=float, default=None, help="of traffic in each arm (60; a day takes 1200)")
-    parser.add_argument("--full", action="store_true", help="five rounds and 2,000 requests")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--plot", type=Path, default=None, help="folder for SVG pictures")
-    options = parser.parse_args()
-    options.rounds = options.rounds or (FULL_ROUNDS if options.full else 1)
-    options.slots = options.slots or (256 if options.server == "virtual" else 8)
-    virtual = options.server == "virtual"
-    options.shapes = options.shapes or (["day"] if virtual and options.slots >= 64 else ["bursts", "ramp", "waves"])
-    large = f"fixed-{options.slots * 7 // 8}"
-    options.policies = options.policies or (
-        ["ideal", "saturated-priority", large, "aimd-errors", "ours"] if virtual else [*PEERS, "ours"]
-    )
-    options.seconds = options.seconds or (1_200.0 if "day" in options.shapes else 60.0)
-    for name in options.policies:
-        try:
-            policy_of(name)
-        except ValueError as error:
-            parser.error(str(error))
-    return options
 
 
 def _say(line: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 
 from benchmarks.colocation.batch_process import Order, write_rows
+from benchmarks.colocation.log_tail import log_tail
 from benchmarks.colocation.look import Look
 
 if TYPE_CHECKING:
@@ -53,18 +54,25 @@ class Fleet:
         for number, source in enumerate(self._sources):
             write_rows(source, self._rows, seed=number)
             command = [sys.executable, "-m", "benchmarks.colocation.batch_process"]
-            with (self._folder / f"batch-{number}.log").open("wb") as log:
+            with self._log(number).open("wb") as log:
                 process = subprocess.Popen(
                     command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
                 )
             self._processes.append(process)
-        for process in self._processes:
-            self._hear(process)
+        try:
+            for process in self._processes:
+                self._hear(process)
+        except BaseException:
+            self._end()  # nobody else does
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         for process in self._processes:
             if process.stdin is not None:
                 process.stdin.close()
@@ -96,7 +104,7 @@ class Fleet:
             self._tell(process, {"do": "run", **asdict(order)})
         for process in self._processes[:processes]:
             if (heard := self._hear(process))["event"] != "begun":
-                raise RuntimeError(f"A batch process could not begin: {heard['error']}; its log is in {self._folder}")
+                raise RuntimeError(f"A batch process could not begin: {heard['error']}; {self._tail(process)}")
 
     def stop(self, processes: int) -> list[Noted]:
         """End what runs there.
@@ -110,7 +118,7 @@ class Fleet:
         for process in self._processes[:processes]:
             ended = self._hear(process)
             if ended["error"] is not None:
-                raise RuntimeError(f"A batch process failed: {ended['error']}; its log is in {self._folder}")
+                raise RuntimeError(f"A batch process failed: {ended['error']}; {self._tail(process)}")
             noted.append(
                 Noted(
                     requests=[tuple(each) for each in ended["requests"]],
@@ -130,6 +138,12 @@ class Fleet:
         line = process.stdout.readline() if process.stdout is not None else b""
         if not line:
             code = process.wait(timeout=10)
-            raise RuntimeError(f"A batch process is gone, exit code {code}; its log is in {self._folder}")
+            raise RuntimeError(f"A batch process is gone, exit code {code}; {self._tail(process)}")
         heard: dict[str, Any] = orjson.loads(line)
         return heard
+
+    def _log(self, number: int) -> Path:
+        return self._folder / f"batch-{number}.log"
+
+    def _tail(self, process: subprocess.Popen[bytes]) -> str:
+        return log_tail(self._log(self._processes.index(process)))

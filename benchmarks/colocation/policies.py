@@ -84,10 +84,12 @@ def policy_of(name: str) -> Policy:
     """The policy of that name; ``fixed-7`` caps each process at 7.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: where there is none, or a cap of nothing.
     """
     if name.startswith("fixed-") and name.removeprefix("fixed-").isdecimal():
-        return Policy(name=name, max_in_flight=int(name.removeprefix("fixed-")), scales=False)
+        if (cap := int(name.removeprefix("fixed-"))) < 1:
+            raise ValueError(f"{name!r} lets batch send nothing; a cap is 1 or more")
+        return Policy(name=name, max_in_flight=cap, scales=False)
     if name not in POLICIES:
         raise ValueError(f"{name!r} is no policy; there are {', '.join(POLICIES)}, and fixed-7 for a cap of 7")
     return POLICIES[name]

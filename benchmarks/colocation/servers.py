@@ -21,12 +21,16 @@ from typing import TYPE_CHECKING
 import psutil  # type: ignore[import-untyped]
 
 from airflow_llm_provider.endpoint.load import GENERATED, RUNNING, WAITING
+from benchmarks.colocation.log_tail import log_tail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _ROOT = Path(__file__).resolve().parents[2]
 _API_KEY = "sk-colocation"
+MAX_MODEL_LEN = 2048
+"""Tokens of prompt and answer together that the real vLLM takes at most."""
+
 COUNTERS = "/metrics/?" + "&".join(f"name[]={name}" for name in (RUNNING, WAITING, GENERATED))
 
 
@@ -105,10 +109,10 @@ def vllm(slots: int, log: Path) -> Iterator[Server]:
     flags = ["--enforce-eager", "--scheduling-policy", "priority", "--max-num-seqs", str(slots), "--api-key", _API_KEY]
     flags += ["--enable-per-request-metrics", "--disable-uvicorn-access-log"]
     command = ["bash", str(_ROOT / "tools" / "vllm" / "serve.sh"), str(venv), str(model), str(port), *flags]
-    environment = {**os.environ, "MAX_MODEL_LEN": "2048", "VLLM_LOG": str(log)}
+    environment = {**os.environ, "MAX_MODEL_LEN": str(MAX_MODEL_LEN), "VLLM_LOG": str(log)}
     started = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False, timeout=400)
     if started.returncode:
-        raise RuntimeError(f"vLLM did not start; its log is {log}")
+        raise RuntimeError(f"vLLM did not start; {log_tail(log)}")
     pid = int(started.stdout)
     try:
         yield Server(
@@ -135,7 +139,7 @@ def simulator(slots: int, log: Path) -> Iterator[Server]:
         try:
             url = process.stdout.readline().strip() if process.stdout is not None else ""
             if not url:
-                raise RuntimeError(f"The simulator did not start; its log is {log}")
+                raise RuntimeError(f"The simulator did not start; {log_tail(log)}")
             yield Server(kind="sim", url=url, model="sim", slots=slots, pid=process.pid)
         finally:
             process.terminate()

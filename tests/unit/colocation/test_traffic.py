@@ -1,4 +1,4 @@
-"""Shapes and traces: what real-time asks for is what the shape says, whatever the seed."""
+"""Shapes: what real-time asks for is what the shape says, whatever the seed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from random import Random
 import pytest
 
 from benchmarks.colocation.shapes import SHAPES, bursts, day, herd, ramp, waves
-from benchmarks.colocation.traffic import Arrival, read_trace
 
 LONG_S = 2_000.0
 
@@ -72,49 +71,3 @@ def test_a_day_is_least_at_night_and_most_in_the_afternoon():
     assert rate(traffic, "day") == pytest.approx(14, rel=0.15)
     longest = max(arrival.prompt_tokens for arrival in traffic.arrivals)
     assert 1_000 < longest <= 3_000
-
-
-def write(path, *lines):
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def test_a_trace_is_replayed_in_the_order_of_its_moments(tmp_path):
-    traffic = read_trace(
-        write(
-            tmp_path / "friday.jsonl",
-            '{"at_s": 2.0, "prompt_tokens": 40, "max_tokens": 128, "phase": "rush"}',
-            "",
-            '{"at_s": 0.5, "prompt_tokens": 10, "max_tokens": 7}',
-        )
-    )
-    assert traffic.name == "friday"
-    assert traffic.arrivals[0] == Arrival(at_s=0.5, prompt_tokens=10, max_tokens=7)
-    assert traffic.duration_s == 3.0
-    assert [traffic.phase_at(at_s) for at_s in (0.0, 1.9, 2.0, 99)] == ["all", "all", "rush", "rush"]
-
-
-def test_a_trace_whose_first_line_names_a_phase_has_no_other_before_it(tmp_path):
-    traffic = read_trace(write(tmp_path / "t", '{"at_s": 0, "prompt_tokens": 1, "max_tokens": 1, "phase": "rush"}'))
-    assert traffic.names == ["rush"]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "{",
-        "[]",
-        '{"at_s": 1}',
-        '{"at_s": -1, "prompt_tokens": 1, "max_tokens": 1}',
-        '{"at_s": "x", "prompt_tokens": 1, "max_tokens": 1}',
-    ],
-)
-def test_a_trace_with_a_bad_line_says_which(tmp_path, line):
-    good = '{"at_s": 2.0, "prompt_tokens": 40, "max_tokens": 128}'
-    with pytest.raises(ValueError, match="line 2 is no arrival"):
-        read_trace(write(tmp_path / "t", good, line))
-
-
-def test_an_empty_trace_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no arrival"):
-        read_trace(write(tmp_path / "t", ""))
