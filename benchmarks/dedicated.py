@@ -21,6 +21,7 @@ from airflow_llm_provider.core.limit import FixedLimit
 from airflow_llm_provider.core.limit_adaptive import AdaptiveLimit
 from airflow_llm_provider.simulator.engine import LARGE_GPU, TINY_ON_CPU, Engine, EngineSpec, StepModel
 from benchmarks.arguments import count
+from benchmarks.colocation.measures import jain
 from benchmarks.colocation.policies import AimdOnErrors
 from benchmarks.dedicated_loop import ClosedLoop, Row, Simulated, Task
 
@@ -156,11 +157,6 @@ def shared() -> Iterator[str]:
             ratio = loop.now / bound.now
             shown = " ".join(map(str, answered))
             yield f"{slots:4}, {tasks:4}{100 * loop.busy(slots):17.2f}{ratio:18.3f}   {shown:38}{jain(answered):.3f}"
-
-
-def jain(values: Sequence[float]) -> float:
-    """Jain's index of fairness: 1 where all have the same, 1/n where one has all."""
-    return sum(values) ** 2 / (len(values) * sum(value * value for value in values))
 
 
 def storm() -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from airflow_llm_provider.core.circuit import Circuit
 from airflow_llm_provider.core.commands import Send, Wait
 from airflow_llm_provider.core.dispatch import Dispatcher
+from airflow_llm_provider.core.limit import Learnt
 from airflow_llm_provider.core.load import Load
 from airflow_llm_provider.core.request import Position, RowRequest
 from airflow_llm_provider.core.retry import Failure, FailureKind
@@ -124,6 +125,7 @@ class Task:
     limit: Limit
     starts_s: float = 0.0
     most: int = 10_000
+    learnt: Learnt = field(init=False)
     dispatcher: Dispatcher = field(init=False)
     refused: int = 0
     answered: int = 0
@@ -132,11 +134,13 @@ class Task:
     """Each look: when, own, the limit, why."""
 
     def __post_init__(self) -> None:
+        self.learnt = Learnt(self.limit)
         self.dispatcher = Dispatcher(
-            limit=1,
+            limit=self.most,
             max_attempts=5,
             wait_s=partial(_back_off_s, 1.0),
             circuit=Circuit(wait_s=partial(_back_off_s, 0.5), patience_s=600.0),
+            learnt=self.learnt,
         )
         self.dispatcher.feed(
             RowRequest(index, str(index), "/v1/completions", b"", Position(file="", line=index))
@@ -233,9 +237,8 @@ class ClosedLoop:
 
     def _look(self, task: Task) -> None:
         load, own = self.server.load(), task.dispatcher.in_flight
-        verdict = task.limit.unread(self.now, own) if load is None else task.limit.look(self.now, load, own)
+        verdict = task.learnt.look(self.now, load, own)
         task.looks.append((self.now, own, verdict.limit, verdict.reason))
-        task.dispatcher.release(limit=min(verdict.limit, task.most), closes_s=None)
         self._pump(task)
         if not task.done:
             self._at(self.now + verdict.look_in_s * self._rng.uniform(0.9, 1.1), partial(self._look, task))
@@ -268,14 +271,11 @@ class ClosedLoop:
 
     def _refused(self, task: Task, ticket: Ticket) -> None:
         task.refused += 1
-        task.limit.capacity(self.now)
         task.dispatcher.failed(ticket, BUSY, self.now)
         self._pump(task)
 
     def _answered(self, task: Task, ticket: Ticket) -> None:
-        sent_s = ticket.sent_s
         task.dispatcher.answered(ticket, self.now)
-        task.limit.ended(self.now, self.now - sent_s)
         task.answered += 1
         if task.done:
             task.ended_s = self.now
