@@ -27,9 +27,9 @@ COMPLETIONS_PATH = "/v1/completions"
 SLICE_TOKENS = 256
 """A slice's length while the server's pace is not known.
 
-What slices cost is their starts: the step in which one begins has prefill beside decode, takes two to three times as long,
-and all rows wait for it. On a real vLLM on a CPU, with 8 rows, that is the time of ten to twenty tokens: 7 to 8 % of the
-tokens per second with slices of 128, 3 to 4 % with 512."""
+What slices cost is their starts: the step in which one begins has prefill beside decode, takes two to three times as
+long, and all rows wait for it. On a real vLLM on a CPU, with 8 rows, that is the time of ten to twenty tokens: 7 to 8 %
+of the tokens per second with slices of 128, 3 to 4 % with 512."""
 
 LEAST_SLICE_TOKENS = 128
 """Half as many would cost twice as much, about 15 %: however slow a server is, giving way is not worth that."""
