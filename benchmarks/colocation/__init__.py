@@ -6,5 +6,6 @@
 Modules: `comparison` (what is asked for), `traffic`, `shapes` and `trace` (what real-time asks), `realtime` (asks it,
 over HTTP), `policies` (what batch may do), `fleet` and `batch_process` (batch, in processes of its own), `servers`
 (what both run on), `arm` (one measurement), `look` and `look_cost` (batch's looks at the load, and what they cost),
-`measures` (its figures), `report` and `plot` (table and pictures), `virtual` (the same without sockets or clocks).
+`measures` (its figures), `report` and `plot` (table and pictures), `virtual` and `virtual_task` (the same
+without sockets or clocks).
 """

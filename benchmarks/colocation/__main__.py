@@ -33,7 +33,8 @@ from benchmarks.colocation.policies import ALONE
 from benchmarks.colocation.report import Row, doubts, table, verdicts
 from benchmarks.colocation.servers import simulator, vllm
 from benchmarks.colocation.traffic import Phase, Traffic
-from benchmarks.colocation.virtual import World, engine_spec
+from benchmarks.colocation.virtual import World
+from benchmarks.colocation.virtual_task import engine_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """The same comparison without sockets, processes or clocks: the simulated engine and our core, in virtual time.
 
 Owns the events between them. The dispatcher, the row queue and the control laws are the ones that run in production; of
-the runner, only what it does with their word is done again here. A day on 256 slots takes
+the runner, only what it does with their word is done again, here and in `virtual_task`. A day on 256 slots takes
 a minute, and a change of a control law shows at once; what it says of a real server is as good as the engine's model.
 
 What takes time: a request to the server and an answer back `NETWORK_S` each, a look at the load twice that, and a
@@ -13,106 +13,34 @@ as the batch makes them.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from math import inf
-from random import Random
 from typing import TYPE_CHECKING
 
-from airflow_llm_provider.core.circuit import Circuit
 from airflow_llm_provider.core.commands import Send
-from airflow_llm_provider.core.dispatch import Dispatcher
-from airflow_llm_provider.core.limit import FixedLimit, Learnt, Verdict
+from airflow_llm_provider.core.limit import Verdict
 from airflow_llm_provider.core.load import Load
-from airflow_llm_provider.core.request import Position, RowRequest
-from airflow_llm_provider.core.row_queue import RowQueue, Ticket
-from airflow_llm_provider.core.slice_rules import WORTH, eased_pace, slice_tokens_at
 from airflow_llm_provider.core.yielding import OFTEN, cheapest
-from airflow_llm_provider.simulator.engine import (
-    LARGE_GPU,
-    TINY_ON_CPU,
-    Engine,
-    EngineSpec,
-    Finished,
-    SimRequest,
-    Tokens,
-)
+from airflow_llm_provider.simulator.engine import Engine, Finished, SimRequest, Tokens
 from benchmarks.colocation.arm import Arm
 from benchmarks.colocation.look import Look
-from benchmarks.colocation.measures import Stretch
-from benchmarks.colocation.policies import limit_of
 from benchmarks.colocation.realtime import PATIENCE_S, Sample
+from benchmarks.colocation.virtual_task import task_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airflow_llm_provider.core.limit import Limit
+    from airflow_llm_provider.core.row_queue import Ticket
+    from airflow_llm_provider.simulator.engine import EngineSpec
     from benchmarks.colocation.policies import Policy
     from benchmarks.colocation.traffic import Arrival, Traffic
+    from benchmarks.colocation.virtual_task import VirtualTask
 
 NETWORK_S = 0.001
 CANCEL_S = 0.012
 WARM_S = 10.0
 GAUGE_PERIOD_S = 0.5
-ROW_PROMPT = (60, 240)
-ROW_ANSWER = (160, 640)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Row:
-    """A batch row on its way."""
-
-    index: int
-    prompt: int
-    answer: int
-    done: int = 0
-
-    def next_tokens(self, slice_tokens: int | None) -> int:
-        """Of its next request; `slice_tokens`: None where rows run whole."""
-        left = self.answer - self.done
-        return left if slice_tokens is None or left <= WORTH * slice_tokens else slice_tokens
-
-
-@dataclass(slots=True, kw_only=True)
-class _Flight:
-    """A batch request in flight."""
-
-    ticket: Ticket
-    task: _Task
-    tokens: int
-
-
-@dataclass(slots=True, kw_only=True)
-class _Task:
-    """One batch process: our core, fed without end.
-
-    Attributes:
-        dispatcher: decides.
-        flights: in flight, by request id.
-        landed: its answers.
-        looks: its looks at the load.
-    """
-
-    number: int
-    dispatcher: Dispatcher
-    rng: Random
-    pace: float | None = None
-    rows: dict[int, _Row] = field(default_factory=dict)
-    flights: dict[str, _Flight] = field(default_factory=dict)
-    landed: list[Stretch] = field(default_factory=list)
-    looks: list[Look] = field(default_factory=list)
-
-
-def engine_spec(slots: int) -> EngineSpec:
-    """The engine of so many slots: the tiny model on a CPU, or, of many, a large one on a GPU."""
-    large = slots >= 64
-    return EngineSpec(
-        max_num_seqs=slots,
-        policy="priority",
-        async_scheduling=large,
-        step=LARGE_GPU if large else TINY_ON_CPU,
-    )
 
 
 class World:
@@ -135,7 +63,9 @@ class World:
         self._order = count()
         self._ids = count()
         self._samples: dict[str, Sample] = {}
-        self._tasks = [self._task(number, seed) for number in range(processes)]
+        self._tasks = [
+            task_of(policy, slots=spec.max_num_seqs, number=number, seed=seed) for number in range(processes)
+        ]
         self._gauges: list[tuple[float, float, float, float]] = []
         self._endings: dict[str, int] = {}
         self._realtime = 0  # sequences of it in the engine
@@ -177,22 +107,6 @@ class World:
     def _at(self, at_s: float, what: Callable[[float], None]) -> None:
         heapq.heappush(self._heap, (at_s, next(self._order), what))
 
-    def _task(self, number: int, seed: int) -> _Task:
-        policy, slots = self._policy, self._spec.max_num_seqs
-        if policy.law == "ideal":
-            law: Limit | None = FixedLimit(slots)
-        else:
-            law = limit_of(policy, limit=policy.most(slots), slots=slots, rng=Random(f"{seed}/{number}/law"))
-        dispatcher = Dispatcher(
-            limit=policy.most(slots),
-            max_attempts=5,
-            wait_s=lambda _: 1.0,
-            circuit=Circuit(wait_s=lambda _: 1.0, patience_s=600.0),
-            queue=RowQueue(),
-            learnt=None if law is None else Learnt(law),
-        )
-        return _Task(number=number, dispatcher=dispatcher, rng=Random(f"{seed}/{number}/rows"))
-
     # -- real-time
 
     def _arrive(self, now: float, arrival: Arrival) -> None:
@@ -228,7 +142,7 @@ class World:
 
     # -- batch
 
-    def _begin(self, now: float, task: _Task) -> None:
+    def _begin(self, now: float, task: VirtualTask) -> None:
         if self._policy.law == "ideal":
             self._make_room(now)
         elif task.dispatcher.learnt is not None:
@@ -236,46 +150,25 @@ class World:
         else:
             self._pump(now, task)
 
-    def _pump(self, now: float, task: _Task) -> None:
+    def _pump(self, now: float, task: VirtualTask) -> None:
         while True:
             while task.dispatcher.queued < self._spec.max_num_seqs:
-                task.dispatcher.feed([self._row(task)])
+                task.dispatcher.feed([task.next_row(next(self._ids))])
             command = task.dispatcher.next(now)
             if not isinstance(command, Send):
                 return
             for ticket in command.tickets:
                 self._send(now, task, ticket)
 
-    def _row(self, task: _Task) -> RowRequest:
-        index = next(self._ids)
-        task.rows[index] = _Row(index=index, prompt=task.rng.randint(*ROW_PROMPT), answer=task.rng.randint(*ROW_ANSWER))
-        return RowRequest(index, f"row-{index}", "/v1/completions", b"", Position(file="", line=index))
-
-    def _send(self, now: float, task: _Task, ticket: Ticket) -> None:
-        row = task.rows[ticket.request.index]
-        request_id = f"batch-{next(self._ids)}"
-        tokens = row.next_tokens(self._slice_tokens(task))
-        blocks = (row.prompt + row.answer) // self._spec.block_size
-        request = SimRequest(
-            request_id=request_id,
-            prompt_tokens=row.prompt + row.done,
-            max_tokens=tokens,
-            priority=self._policy.priority or 0,
-            block_keys=tuple((task.number, row.index, block) for block in range(blocks)),
-            every_token=False,
-        )
-        task.flights[request_id] = _Flight(ticket=ticket, task=task, tokens=tokens)
+    def _send(self, now: float, task: VirtualTask, ticket: Ticket) -> None:
+        request = task.request(ticket, f"batch-{next(self._ids)}", block_size=self._spec.block_size)
+        task.flights[request.request_id] = ticket
 
         def submit(now: float) -> None:
-            if request_id in task.flights:  # not given up on the way
+            if request.request_id in task.flights:  # not given up on the way
                 self._engine.submit(now, request)
 
         self._at(now + NETWORK_S, submit)
-
-    def _slice_tokens(self, task: _Task) -> int | None:
-        if not self._policy.slices:
-            return None
-        return slice_tokens_at(task.pace, calm=task.dispatcher.learnt is not None and task.dispatcher.learnt.calm)
 
     def _finished(self, event: Finished) -> None:
         if (sample := self._samples.get(event.request_id)) is not None:
@@ -290,25 +183,13 @@ class World:
         task = next((task for task in self._tasks if event.request_id in task.flights), None)
         if task is None:
             return  # given up while its answer was on its way
-        flight = task.flights.pop(event.request_id)
-        ticket = flight.ticket
-        task.landed.append(
-            Stretch(from_s=event.at_s - event.inference_s, to_s=event.at_s, amount=event.generated_tokens)
-        )
         self._count(now, "ok")
-        task.pace = eased_pace(task.pace, tokens=event.generated_tokens, seconds=now - ticket.sent_s)
-        row = task.rows[ticket.request.index]
-        row.done += event.generated_tokens
-        if row.done < row.answer:
-            task.dispatcher.sliced(ticket, now)
-        else:
-            task.dispatcher.answered(ticket, now)
-            del task.rows[row.index]
+        task.answered(now, event)
         self._pump(now, task)
 
     # -- control
 
-    def _look(self, now: float, task: _Task) -> None:
+    def _look(self, now: float, task: VirtualTask) -> None:
         """The load as it is now, which is in our hands a little later."""
         gauges = self._engine.gauges
         load = Load(
@@ -320,7 +201,7 @@ class World:
         )
         self._at(now + 2 * NETWORK_S, partial(self._obey, task=task, load=load))
 
-    def _obey(self, now: float, task: _Task, load: Load) -> None:
+    def _obey(self, now: float, task: VirtualTask, load: Load) -> None:
         learnt = task.dispatcher.learnt
         if learnt is None:
             raise AssertionError
@@ -332,10 +213,10 @@ class World:
         self._pump(now, task)
         self._at(now + verdict.look_in_s, partial(self._look, task=task))
 
-    def _give_up(self, now: float, task: _Task, verdict: Verdict, *, cancel_s: float = CANCEL_S) -> None:
-        in_flight = {request_id: flight.ticket for request_id, flight in task.flights.items()}
-        for request_id in cheapest(in_flight, verdict.give_up, often=inf if self._policy.law == "ideal" else OFTEN):
-            ticket = task.flights.pop(request_id).ticket
+    def _give_up(self, now: float, task: VirtualTask, verdict: Verdict, *, cancel_s: float = CANCEL_S) -> None:
+        often = inf if self._policy.law == "ideal" else OFTEN
+        for request_id in cheapest(dict(task.flights), verdict.give_up, often=often):
+            ticket = task.flights.pop(request_id)
             self._count(now, "given-up")
             task.dispatcher.yielded(ticket, now)
             if cancel_s:

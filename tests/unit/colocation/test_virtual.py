@@ -10,7 +10,8 @@ import pytest
 from airflow_llm_provider.simulator.engine import Engine
 from benchmarks.colocation.policies import ALONE, NONE, policy_of
 from benchmarks.colocation.shapes import bursts
-from benchmarks.colocation.virtual import World, engine_spec
+from benchmarks.colocation.virtual import World
+from benchmarks.colocation.virtual_task import engine_spec
 
 SPEC = engine_spec(8)
 TRAFFIC = bursts(45.0, Random(5))
