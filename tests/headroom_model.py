@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from airflow_llm_provider.core.load import Load
+from airflow_llm_provider.core.load import CHOSEN_COST_S, Load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +60,7 @@ class Model:
         seed: of row lengths.
         cancel_s: until a server takes notice of a cancelled row.
         rate: tokens/s of a sequence.
+        look_cost_s: what a look costs the server.
     """
 
     def __init__(
@@ -72,10 +73,12 @@ class Model:
         seed: int = 0,
         cancel_s: float = CANCEL_S,
         rate: float = RATE,
+        look_cost_s: float = CHOSEN_COST_S,
     ) -> None:
         self.slots = slots
         self.cancel_s = cancel_s
         self.rate = rate
+        self.look_cost_s = look_cost_s
         self.tasks = [Task(law) for law in laws]
         self.waits: list[float] = []  # real-time's, for a slot
         self.batch_tokens = self.lost_tokens = self.looks = self.yields = 0
@@ -174,7 +177,7 @@ class Model:
 
     def _look(self, task: Task) -> None:
         self.looks += 1
-        load = Load(running=len(self._running), waiting=self.total - len(self._running))
+        load = Load(running=len(self._running), waiting=self.total - len(self._running), cost_s=self.look_cost_s)
         verdict = task.law.look(self._now, load, len(task.own))
         task.limit = verdict.limit
         latest = sorted(task.own, key=lambda work: work.arrived_s, reverse=True)

@@ -34,6 +34,13 @@ MOVED = 0.25
 """By such a share, or to or from nothing."""
 
 
+QUEUES_S = 10.0
+"""Where requests wait for so long on end while fewer run than there are said to be slots, there are fewer."""
+
+SHORT_OF_MEMORY = 0.8
+"""Share of the KV blocks in use: from there on it may be memory that they wait for."""
+
+
 class Obeys(Protocol):
     """What the control does to the run, for one server."""
 
@@ -75,6 +82,9 @@ class LimitControl:
         self._said: int | None = None
         self._unread = 0
         """Looks in a row that read nothing."""
+        self._queues_s: float | None = None
+        """Since when requests have waited at each look while fewer ran than there are slots."""
+        self._said_too_many = False
 
     async def run(self) -> None:
         """Look and obey until cancelled."""
@@ -87,10 +97,12 @@ class LimitControl:
             answer = await self._reader.read()
             now = loop.time()
             load = answer if isinstance(answer, Load) else None
-            verdict = self._learnt.look(now, load, self._dispatcher.in_flight)
+            dispatcher = self._dispatcher
+            verdict = self._learnt.look(now, load, dispatcher.in_flight, needs=dispatcher.needs)
             self._note_unread(answer, verdict)
             if load is not None:
                 self._note_slots(load)
+                self._note_queue(load, now)
             self._say(verdict, now)
             self._runner.obey(verdict)
             await asyncio.sleep(verdict.look_in_s)
@@ -126,6 +138,28 @@ class LimitControl:
             self._slots,
         )
         self._slots = None
+
+    def _note_queue(self, load: Load, now: float) -> None:
+        """Say once that the server runs fewer than it is said to: what batch takes beyond that stands in a queue."""
+        memory = (load.kv_usage or 0.0) >= SHORT_OF_MEMORY
+        if self._slots is None or not load.waiting or load.running >= self._slots or memory:
+            self._queues_s = None
+            return
+        if self._queues_s is None:
+            self._queues_s = now
+        if self._said_too_many or now - self._queues_s < QUEUES_S:
+            return
+        self._said_too_many = True
+        log.warning(
+            "%s has had requests waiting for %.0f s, %d now, while %d run, and its connection says slots = %d, so "
+            "batch may take places that are not there, and real-time waits. Compare slots with the server's "
+            "--max-num-seqs; if they agree, prompts keep it busy: set a headroom",
+            self._name,
+            QUEUES_S,
+            load.waiting,
+            load.running,
+            self._slots,
+        )
 
     def _say(self, verdict: Verdict, now: float) -> None:
         before = self._said

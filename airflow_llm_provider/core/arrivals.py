@@ -5,7 +5,7 @@ Owns both figures, and how an arrival is told from noise. Pure. Does not know wh
 
 A task sees others as ``total - own``. That wavers by what is under way: a row of the task's own that has ended in the
 server, and whose answer is still to be read, hides somebody for some milliseconds. So an arrival is a rise above all
-that was seen in the last `WAVERS_S`.
+that was seen in the `WAVERS_S` before the last look, and at that look.
 
 - **Headroom**: the `QUANTILE` of what arrived within `REACTION_S`, over the latest `REMEMBERED` looks, 1 at least: as
   many slots as real-time has wanted at once, before one could be freed. It is 1 once it has been quiet for

@@ -23,9 +23,11 @@ TRIAL_S = 5.0
 while a healthy one may take minutes to answer."""
 
 
-LONGEST_PAUSE = 4
-"""A pause for want of capacity is no longer than the wait before this look: a server that refuses is there, answers
-within milliseconds, and may have room again any second. One that is lost is looked for ever more rarely."""
+PAUSES = 4
+PAUSE_SHARE = 0.25
+"""A pause for want of capacity is no longer than the wait before this look, or than this share of the trouble so far: a
+server that refuses is there, and may have room again any second. After a storm of seconds a run is back in as many;
+beside a server that refuses for hours it asks as rarely as for one that is lost."""
 
 
 class State(StrEnum):
@@ -157,6 +159,8 @@ class Circuit:
         self._looks += 1
         if self._since is None:
             self._since = now
-        looks = min(self._looks, LONGEST_PAUSE) if self.state is State.PAUSED else self._looks
-        self.until = now + max(self._wait_s(looks), failure.retry_after_s or 0.0)
+        wait_s = self._wait_s(self._looks)
+        if self.state is State.PAUSED and self._looks > PAUSES:
+            wait_s = min(wait_s, max(self._wait_s(PAUSES), PAUSE_SHARE * (now - self._since)))
+        self.until = now + max(wait_s, failure.retry_after_s or 0.0)
         self.reason = f"{FailureKind(failure.kind)} ({failure.message})"

@@ -8,30 +8,41 @@ forgotten. An arrival of somebody else in the same moment hides one for so long;
 
 from __future__ import annotations
 
+from collections import deque
+
 LAG_S = 0.3
+"""Far more than a step takes, and the half a second within which a vLLM on a loaded machine was seen to free a slot is
+seldom used up: a phantom that is kept too long hides somebody of real-time for so long."""
 
 
 class Departing:
     """See the module."""
 
     def __init__(self) -> None:
-        self.number = 0
-        self._since_s = 0.0
+        self._gone: deque[tuple[float, int]] = deque()  # (when, how many), those still counted
         self._total = 0
         self._own = 0
+
+    @property
+    def number(self) -> int:
+        """How many there are."""
+        return sum(number for _, number in self._gone)
 
     def given_up(self, number: int, now: float) -> None:
         """So many of our own in flight were cancelled; they do not count as our own from now on."""
         if number:
-            self.number += number
+            self._gone.append((now, number))
             self._own -= number
-            self._since_s = now
 
     def look(self, now: float, total: int, own: int) -> int:
         """How many of `total`, as the server shows it, are on their way out, with `own` sequences in flight."""
         fallen = (self._total - self._own) - (total - own)
         self._total, self._own = total, own
-        self.number = max(0, self.number - max(0, fallen))
-        if now - self._since_s >= LAG_S:
-            self.number = 0
+        while self._gone and fallen > 0:
+            since_s, number = self._gone.popleft()
+            if number > fallen:
+                self._gone.appendleft((since_s, number - fallen))
+            fallen -= number
+        while self._gone and now - self._gone[0][0] >= LAG_S:
+            self._gone.popleft()
         return self.number

@@ -85,6 +85,12 @@ class Dispatcher:
         return len(self._queue)
 
     @property
+    def needs(self) -> int:
+        """Sequences that the next row asks for; 1 where none waits."""
+        head = self._queue.head
+        return 1 if head is None else head.request.sequences
+
+    @property
     def most(self) -> int:
         """Sequences in flight at most, just now: the least of limit, share and what was learned."""
         learnt = None if self.learnt is None else self.learnt.limit

@@ -41,13 +41,14 @@ class Verdict:
 class Limit(Protocol):
     """A control law. Pure: moments are passed in, monotonic seconds."""
 
-    def look(self, now: float, load: Load, own: int) -> Verdict:
+    def look(self, now: float, load: Load, own: int, *, needs: int = 1) -> Verdict:
         """The load was read.
 
         Args:
             now: when the answer came.
             load: the server's.
             own: sequences of this task in flight there.
+            needs: sequences that the next request asks for: it goes where there is room for all of them.
         """
         ...
 
@@ -92,7 +93,7 @@ class FixedLimit:
     def __init__(self, limit: int) -> None:
         self._verdict = Verdict(limit=limit, reason="fixed")
 
-    def look(self, now: float, load: Load, own: int) -> Verdict:  # noqa: ARG002 - it learns nothing
+    def look(self, now: float, load: Load, own: int, *, needs: int = 1) -> Verdict:  # noqa: ARG002 - it learns nothing
         """The same as ever."""
         return self._verdict
 
@@ -133,9 +134,9 @@ class Learnt:
         self.calm = False
         """Whether real-time was quiet at the last look."""
 
-    def look(self, now: float, load: Load | None, own: int) -> Verdict:
-        """Ask the law what follows from `load` (None: it could not be read), with `own` sequences in flight."""
-        verdict = self._law.unread(now, own) if load is None else self._law.look(now, load, own)
+    def look(self, now: float, load: Load | None, own: int, *, needs: int = 1) -> Verdict:
+        """Ask the law what follows from `load` (None: it could not be read); the rest as for `Limit.look`."""
+        verdict = self._law.unread(now, own) if load is None else self._law.look(now, load, own, needs=needs)
         self.limit, self.reason, self.load, self.calm = verdict.limit, verdict.reason, load, verdict.calm
         self.others = 0 if load is None else max(0, load.total - own)
         return verdict

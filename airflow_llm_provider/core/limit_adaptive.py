@@ -104,7 +104,7 @@ class AdaptiveLimit:
         self._unread = 0
         self._read = False
 
-    def look(self, now: float, load: Load, own: int) -> Verdict:
+    def look(self, now: float, load: Load, own: int, *, needs: int = 1) -> Verdict:  # noqa: ARG002 - spare is more
         """The load was read; see the law."""
         self._read, self._slope = True, None
         before = self._allowed
@@ -176,7 +176,7 @@ class AdaptiveLimit:
                 return max(self._limit, wanted), f"the server still takes in: {runs} run, {waiting} wait", GROW_LOOK_S
             return wanted, f"the server runs {runs} and queues {waiting}", LOOK_S
         if own < BOUND * self._limit or self._allowed < self._limit:
-            return self._limit, "something else binds", LOOK_S if own else GROW_LOOK_S
+            return self._limit, f"{own} in flight are fewer than it allows", LOOK_S if own else GROW_LOOK_S
         if not turned and load.total < SHOWN * own and now < self._grown_s + SHOWS_S:
             return self._limit, f"the server shows {load.total} of {own} yet", GROW_LOOK_S
         self._grown_s, self._ended = now, 0

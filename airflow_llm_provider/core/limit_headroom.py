@@ -56,6 +56,10 @@ AT_ONCE = 2
 MOST_GROWTH = 128
 """It grows by no more of the slots in one step: real-time's prompts wait while others are computed."""
 
+LARGEST = 2
+"""One in so many slots at most is kept free for what may come at once; the rest of a larger herd gets its slots as rows
+are given up. Otherwise herds as large as the server would leave batch nothing for hours, and still find it full."""
+
 CAUTION = 8
 """Who begins while it is not calm keeps one in so many slots free, and one more, until it has learned better."""
 
@@ -124,16 +128,14 @@ class HeadroomLimit:
         self._grow_from_s = 0.0
         self._verdict = Verdict(limit=0)  # the last one that followed from news
         self._filling = False  # it sees more room than what wavers
-        self._grew = 0  # by so much it last grew
-        self._own_then = 0
         self._leaves = 0  # places still to be left empty
 
     @property
     def headroom(self) -> int:
-        """Slots kept free while real-time is about."""
-        return min(self.slots, max(self.floor, self._arrivals.headroom))
+        """What real-time has wanted at once, as far as slots are kept free for it."""
+        return min(max(1, self.slots // LARGEST), self._arrivals.headroom)
 
-    def look(self, now: float, load: Load, own: int) -> Verdict:
+    def look(self, now: float, load: Load, own: int, *, needs: int = 1) -> Verdict:
         """See `Limit.look`."""
         self._unread = 0
         if not self._looks.news(now, load):
@@ -162,14 +164,13 @@ class HeadroomLimit:
             give_up = min(own, excess, max(0, must))
         elif holds and now >= self._grow_from_s:
             free = target - own - self._arrivals.others(now)[1]
-            limit = own + self._growth(max(0, free), own)
+            limit = own + min(max(0, free), max(needs, self.slots // MOST_GROWTH))
         self._filling = free > self._wavers
-        kept = f"calm, {self.floor} kept free" if calm else f"{self.headroom} kept free"
         self._verdict = Verdict(
             limit=limit,
             give_up=give_up,
             calm=calm,
-            reason=f"real-time and others {others}, {kept}{'' if holds else ', others have their turn'}",
+            reason=f"real-time and others {others}{', calm' if calm else ''}, {self._kept(now)} kept free{self._whose}",
             look_in_s=self._look_in_s(now, load, own),
         )
         return self._verdict
@@ -207,7 +208,9 @@ class HeadroomLimit:
         self._grow_from_s = now + NO_CAPACITY_S
 
     def ended(self, now: float, duration_s: float) -> bool:  # noqa: ARG002 - how long it took is not asked
-        """See `Limit.ended`: a task that is away, or offers, leaves places to others."""
+        """See `Limit.ended`: a task that is away, or offers, leaves places to others, as far as it sees them."""
+        if self._unread:
+            return True
         if self._turns.state is State.AWAY:
             return False
         if self._leaves:
@@ -219,16 +222,30 @@ class HeadroomLimit:
     def _queued(self) -> int:
         return 0 if self.floor else 1
 
-    def _growth(self, free: int, own: int) -> int:
-        unused = self._grew > 0 and own == self._own_then  # the next row asks for more sequences than were granted
-        self._grew = min(free, 2 * self._grew if unused else max(1, self.slots // MOST_GROWTH))
-        self._own_then = own
-        return self._grew
+    def _kept(self, now: float) -> int:
+        """Slots that are kept free just now."""
+        if self._arrivals.calm(now):
+            return self.floor
+        wanted = min(self.headroom, self._arrivals.wanted(now))
+        return max(self.floor, min(wanted + self._wavers, self._seats.number))
 
     def _target(self, now: float) -> int:
-        if self._arrivals.calm(now):
-            return self._seats.number - self.floor + self._queued
-        return self._seats.number - min(self.slots, max(self.floor, self._arrivals.wanted(now) + self._wavers))
+        """``T*``, 0 or more."""
+        queued = self._queued if self._arrivals.calm(now) else 0
+        return max(0, self._seats.number - self._kept(now) + queued)
+
+    @property
+    def _whose(self) -> str:
+        """Whose turn it is, for the log."""
+        match self._turns.state:
+            case State.AWAY if self._turns.new:
+                return ", and whether others want the room is looked at first"
+            case State.AWAY:
+                return ", and others have their turn"
+            case State.OFFERING:
+                return ", and a place is offered to others"
+            case _:
+                return ""
 
     def _learn(self, now: float, total: int, own: int, *, came: int) -> None:
         """What real-time wants is seen by whoever holds; others see whether the holder thinks that it is calm."""
@@ -268,7 +285,7 @@ class HeadroomLimit:
         if not self._turns.sees_room or most > self._seen + self._wavers:
             self._seen = most
         if was is State.AWAY:
-            kept = self.floor if calm else max(self.headroom + 2 * self._wavers, self._cautious)
+            kept = self.floor if calm else max(self.floor, self.headroom + 2 * self._wavers, self._cautious)
             target = self._seats.number - kept
         self._turns.look(
             now,
@@ -290,6 +307,7 @@ class HeadroomLimit:
     def _look_in_s(self, now: float, load: Load, own: int) -> float:
         away_s = self._turns.look_in_s
         if away_s is not None and not own:
-            return away_s if self._turns.sees_room else max(away_s, self._looks.seldom_in_s(load))
+            seldom_s = self._looks.waiting_in_s(load, self._turns.waited_s(now), sees_room=self._turns.sees_room)
+            return max(away_s, seldom_s)
         holds_on = self._turns.state is State.HOLDING and (self._turns.fresh(now) or not self._arrivals.calm(now))
         return self._looks.in_s(now, load, own, at_work=self._filling if self._wavers else holds_on)

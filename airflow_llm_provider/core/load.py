@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CHOSEN_COST_S = 0.00045
+CHOSEN_COST_S = 0.00042
 """Of a page with nothing else on it; see `endpoint.load`."""
 
 
@@ -19,7 +19,8 @@ class Load:
         running: in the batch that is being computed.
         waiting: in the server's queue.
         preemptions: so far, of running sequences for want of KV blocks; None where that was not read.
-        kv_usage: share of the KV blocks in use, 0 to 1; None where that was not read.
+        kv_usage: share of the KV blocks in use, 0 to 1, in the engine that has the fewest left; None where that was not
+            read.
         generated: tokens so far, which tells a step of the engine from the one before; None where that was not read.
         cost_s: seconds of the server's CPU that reading it took.
     """

@@ -5,8 +5,8 @@ know what follows from a look (`core.limit_headroom`).
 
 - **Budget.** ``rate = LOOK_BUDGET / cost of a look * (s + s') / 2``, with ``s = own / T``, ``T`` the server's total,
   and ``s'`` the mean of ``s`` over `MEAN_SHARE_S`: shares add up to 1, so do the looks of all tasks to the budget,
-  however many there are. Whoever is at work, which is one at a time, looks as if all were its own. Nobody looks more
-  often than `LOOKS_PER_S`.
+  however many there are. Whoever is at work looks as if all were its own: mostly that is one at a time. Nobody looks
+  more often than `LOOKS_PER_S`.
 - **Steps.** What a server shows is as of its last step, which takes a millisecond or a hundred. Between two looks it
   made ``steps = tokens generated / sequences running``, since each gets one in a step. No task looks more often than
   that, and what is the same as before, tokens and all, is no news.
@@ -24,12 +24,18 @@ if TYPE_CHECKING:
 LOOKS_PER_S = 100.0
 """Most often that one task looks."""
 
-LOOK_BUDGET = 0.045
-"""Of a core of the server, for the looks of all tasks together."""
+LOOK_BUDGET = 0.042
+"""Of a core of the server, for the looks of all tasks that have something there."""
 
 SLOWEST_LOOK_S = 0.5
 LEAST_BUDGET = 0.0014
-"""Of a core of the server, for the looks of a task without a place; and no more than one in `SLOWEST_LOOK_S`."""
+"""A task looks once in `SLOWEST_LOOK_S` at least, or as often as this buys, of a core of the server."""
+
+WAITING_BUDGET = 0.02
+LONGEST_WAIT_S = 20.0
+"""A task that waits looks once in ``waited * cost of a look / WAITING_BUDGET`` at most, and once in `LONGEST_WAIT_S` at
+least. As turns go round, N tasks have waited for one to N turns, and ``sum(1 / waited)`` grows with the logarithm of N
+only: all who wait cost the server one to three hundredths of a core, however many they are."""
 
 MEAN_SHARE_S = 10.0
 FIRST_SHARE = 0.1
@@ -94,9 +100,18 @@ class Looks:
         slowest_s = max(SLOWEST_LOOK_S, load.cost_s / LEAST_BUDGET)
         return self.about(max(1 / LOOKS_PER_S, self.step_s, 1 / max(per_s, 1 / slowest_s)))
 
-    def seldom_in_s(self, load: Load) -> float:
-        """The same for a task that has nothing there, and waits."""
-        return self.about(load.cost_s / LEAST_BUDGET)
+    def waiting_in_s(self, load: Load, waited_s: float, *, sees_room: bool) -> float:
+        """The same for a task that has nothing there and waits: no sooner than that.
+
+        Args:
+            load: what was seen.
+            waited_s: for how long it has.
+            sees_room: whether it saw room, and may take it after a few more looks.
+        """
+        if sees_room:
+            return load.cost_s / LOOK_BUDGET
+        mean_s = min(LONGEST_WAIT_S, max(load.cost_s / LEAST_BUDGET, waited_s * load.cost_s / WAITING_BUDGET))
+        return self.about(mean_s)
 
     def about(self, mean_s: float) -> float:
         """A moment like it."""

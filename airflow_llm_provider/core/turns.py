@@ -10,8 +10,8 @@ where it costs little to ask, it first **offers**: it leaves a place empty, and 
 
 - **Who comes next.** Whoever is away takes room that it sees for `CONFIRM_S` on end, `BUSY_S` where it is not calm:
   while somebody holds, there is none for so long. Each waits a little more or less than that, so that the second sees
-  what the first has sent. It looks seldom at first, and `KEEN_LOOK_S` often once it has been away for most of the time
-  that it was last time: those who have waited longest see the room first.
+  what the first has sent. It looks seldom at first, and more often the nearer it comes to `PATIENT_S`: those who have
+  waited longest see the room first.
 - **Nobody else.** A task that has just held takes room again that was there for `LEFT_S` on end: others would have had
   it. Its turns grow by `LONGER` each time, up to `LONGEST_TURN_S`, until others are seen: a task alone loses next
   to nothing.
@@ -30,6 +30,9 @@ TURN_S = 5.0
 
 LONGEST_TURN_S = 32.0
 LONGER = 1.5
+ALONE_TURNS = 2
+"""Whose turns have grown to more than so many times `TURN_S` has nobody beside it: nobody took two of its offers."""
+
 BUSY_TURNS = 3
 """A turn lasts so many times longer where it is not calm: to leave is to lose what others need a while to take."""
 
@@ -59,11 +62,7 @@ MOST_PATIENT = 2.0
 
 LOOK_S = 0.8
 KEEN_LOOK_S = 0.2
-"""It looks so often when it has been away for `PATIENT_S`."""
-
-CROWD_S = 60.0
-SLOWEST_LOOK_S = 2.0
-"""And again less, the longer it is away: the more tasks there are, the more rarely each looks."""
+"""It looks so often when it has been away for `PATIENT_S`, or more rarely where there are many: see `core.looks`."""
 
 JITTER = 0.3
 
@@ -88,13 +87,20 @@ class Turns:
         self._rng = rng
         self._turn_s = TURN_S
         self._until_s = 0.0  # of the turn, or of the offer
-        self._held_s = 0.0  # since when it has held
+        self._held_s: float | None = None  # since when it has held
         self._away_s: float | None = None  # since when; None: it has not looked yet
         self._look_s = KEEN_LOOK_S
+        self._out_s: float | None = None  # the same; later, where real-time or others took all of its room meanwhile
         self._room_s: float | None = None  # since when there was room in all looks
         self._confirm = 1.0  # of `CONFIRM_S`
         self._taken = True  # while away: others were seen to take the room
+        self._had = False  # something in flight, since it began to hold
         self._others = 0  # when it began to offer
+
+    @property
+    def new(self) -> bool:
+        """Whether it has held nothing yet."""
+        return self._held_s is None
 
     @property
     def sees_room(self) -> bool:
@@ -108,9 +114,18 @@ class Turns:
             return None
         return AGAIN_S if self.sees_room else self._look_s
 
+    @property
+    def _alone(self) -> bool:
+        """Nobody took what it offered, or left, of late."""
+        return self._turn_s > ALONE_TURNS * TURN_S
+
+    def waited_s(self, now: float) -> float:
+        """For how long it has had nothing; 0 where it is not away."""
+        return 0.0 if self.state is not State.AWAY or self._out_s is None else max(0.0, now - self._out_s)
+
     def fresh(self, now: float) -> bool:
         """Whether a turn has just begun."""
-        return self.state is State.HOLDING and now - self._held_s < FRESH_S
+        return self.state is State.HOLDING and self._held_s is not None and now - self._held_s < FRESH_S
 
     def filling(self, now: float) -> None:
         """Others are just taking the room that it sees."""
@@ -128,11 +143,15 @@ class Turns:
             calm: whether real-time is quiet.
             open_place: whether the place that is offered is free by now.
         """
+        self._had |= own > 0
         match self.state:
             case State.AWAY:
                 self._wait(now, room=room, calm=calm)
-            case State.HOLDING if not own and not room and not self.fresh(now):
-                self.state, self._room_s, self._taken = State.AWAY, None, calm  # another was faster
+            case State.HOLDING if not own and not room and not self.fresh(now) and not (self._had and self._alone):
+                # another was faster, or real-time has it all, as it may for a moment where nobody else waits
+                if self._had:
+                    self._out_s = now
+                self.state, self._room_s, self._taken = State.AWAY, None, calm
             case State.HOLDING if now >= self._until_s and calm:
                 self.state, self._until_s, self._others = State.OFFERING, now + OFFER_S, others
             case State.HOLDING if now >= self._until_s + (BUSY_TURNS - 1) * self._turn_s:
@@ -153,10 +172,10 @@ class Turns:
 
     def _wait(self, now: float, *, room: bool, calm: bool) -> None:
         if self._away_s is None:
-            self._away_s = now - REST_S
+            self._away_s = self._out_s = now - REST_S
         waited_s = now - self._away_s
-        mean_s = max(KEEN_LOOK_S, min(LOOK_S, KEEN_LOOK_S * PATIENT_S / max(waited_s, 1.0)), waited_s / CROWD_S)
-        self._look_s = min(SLOWEST_LOOK_S, mean_s) * self._rng.uniform(1 - JITTER, 1 + JITTER)
+        mean_s = max(KEEN_LOOK_S, min(LOOK_S, KEEN_LOOK_S * PATIENT_S / max(waited_s, 1.0)))
+        self._look_s = mean_s * self._rng.uniform(1 - JITTER, 1 + JITTER)
         rested = waited_s >= REST_S
         if not room:
             self._taken |= calm and (self._room_s is not None or rested)
@@ -172,7 +191,7 @@ class Turns:
             self._turn_s = TURN_S
         else:
             self._turn_s = min(LONGEST_TURN_S, LONGER * self._turn_s)
-        self._held_s = now
+        self._held_s, self._had = now, False
         self._hold(now)
 
     def _hold(self, now: float) -> None:
@@ -180,4 +199,5 @@ class Turns:
         self._until_s = now + self._turn_s * self._rng.uniform(1 - JITTER, 1 + JITTER)
 
     def _leave(self, now: float) -> None:
-        self.state, self._away_s, self._room_s, self._taken, self._look_s = State.AWAY, now, None, False, LOOK_S
+        self.state, self._away_s, self._out_s = State.AWAY, now, now
+        self._room_s, self._taken, self._look_s = None, False, LOOK_S

@@ -111,7 +111,7 @@ class AimdOnErrors:
         self._most = most
         self._halved_s = float("-inf")
 
-    def look(self, now: float, load: Load, own: int) -> Verdict:  # noqa: ARG002 - it does not look
+    def look(self, now: float, load: Load, own: int, *, needs: int = 1) -> Verdict:  # noqa: ARG002 - it does not look
         """What answers and refusals have made of it."""
         return Verdict(limit=int(self._limit), reason="AIMD on errors", look_in_s=0.5)
 
@@ -178,9 +178,9 @@ class _WatchedLearnt(Learnt):
         super().__init__(law)
         self._looks = looks
 
-    def look(self, now: float, load: Load | None, own: int) -> Verdict:
+    def look(self, now: float, load: Load | None, own: int, *, needs: int = 1) -> Verdict:
         """See `Learnt.look`."""
-        verdict = super().look(now, load, own)
+        verdict = super().look(now, load, own, needs=needs)
         if load is not None:
             self._looks.append(Look(now, load.running, load.waiting, own, verdict.limit, verdict.give_up))
         return verdict

@@ -206,7 +206,7 @@ class World:
         if learnt is None:
             raise AssertionError
         own = task.dispatcher.in_flight
-        verdict = learnt.look(now, load, own)
+        verdict = learnt.look(now, load, own, needs=task.dispatcher.needs)
         task.looks.append(Look(now, load.running, load.waiting, own, verdict.limit, verdict.give_up))
         if verdict.give_up:
             self._give_up(now, task, verdict)

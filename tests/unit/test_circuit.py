@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_llm_provider.core.circuit import LONGEST_PAUSE, TRANSITIONS, TRIAL_S, Circuit, Event, State
+from airflow_llm_provider.core.circuit import PAUSE_SHARE, PAUSES, TRANSITIONS, TRIAL_S, Circuit, Event, State
 from airflow_llm_provider.core.retry import REACTIONS, Failure, FailureKind, Reaction
 
 if TYPE_CHECKING:
@@ -109,14 +109,30 @@ def test_waits_grow_from_look_to_look_and_start_again_after_an_answer() -> None:
     assert made.until == 50
 
 
-def test_pauses_grow_no_longer_and_looks_for_a_lost_server_do() -> None:
+def test_a_pause_is_no_longer_than_a_share_of_the_trouble_so_far() -> None:
+    made = circuit(wait_s=lambda look: 2.0**look)
+    waits = []
+    now = 0.0
+    for _ in range(12):
+        made.failed(BUSY, now)
+        assert made.until is not None
+        waits.append(made.until - now)
+        now = made.until
+        made.look(now)
+    first = [2.0, 4.0, 8.0, 16.0]
+    assert waits[:5] == [*first, 16.0]  # the sixth, after 46 s, would be 32 s long, and the trouble allows 16
+    assert all(wait == max(16.0, PAUSE_SHARE * sum(waits[:number])) for number, wait in enumerate(waits) if number > 3)
+    assert waits[-1] > 20.0
+
+
+def test_one_that_was_lost_meanwhile_is_looked_for_as_rarely_as_ever() -> None:
     made = circuit()
-    for number in range(1, 10):
+    for _ in range(PAUSES + 5):
         made.failed(BUSY, 0)
-        assert made.until == min(number, LONGEST_PAUSE)
-        made.look(100)
+        assert made.until is not None
+        made.look(made.until)
     made.failed(LOST, 0)
-    assert made.until == 10
+    assert made.until == PAUSES + 6
 
 
 @pytest.mark.parametrize(("retry_after_s", "until"), [(None, 1.0), (0.5, 1.0), (60.0, 60.0)])

@@ -18,6 +18,7 @@ from airflow_llm_provider.core.control_law import ControlLaw
 from airflow_llm_provider.core.dispatch import Dispatcher
 from airflow_llm_provider.core.limit import Learnt, Verdict
 from airflow_llm_provider.core.load import Load
+from airflow_llm_provider.core.request import Position, RowRequest
 from airflow_llm_provider.core.retry import Failure, FailureKind
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ class Law:
         self.verdicts = list(verdicts)
         self.asked: list[tuple[Load | None, int | None]] = []
 
-    def look(self, _now: float, load: Load, own: int) -> Verdict:
+    def look(self, _now: float, load: Load, own: int, *, needs: int = 1) -> Verdict:
         self.asked.append((load, own))
+        self.needs = needs
         return self._next()
 
     def unread(self, _now: float, _own: int) -> Verdict:
@@ -207,6 +209,50 @@ async def test_slots_that_are_fewer_than_the_server_runs_are_told_of_once(caplog
     (warning,) = lines(caplog, logging.WARNING)
     assert warning.startswith("http://gpu1 runs 13 sequences at once, and its connection says slots = 8")
     assert "--max-num-seqs, times --data-parallel-size" in warning
+
+
+async def test_the_law_is_told_how_many_sequences_the_next_row_asks_for() -> None:
+    world = World()
+    async with world.running():
+        await world.until_looks(2)
+        assert world.law.needs == 1
+        position = Position(file="", line=0)
+        world.dispatcher.feed([RowRequest(0, "row-0", "/v1/completions", b"{}", position, sequences=5)])
+        await world.until_looks(world.looks + 2)
+        assert world.law.needs == 5
+
+
+TOO_MANY = Load(running=8, waiting=3)
+
+
+async def test_slots_that_are_more_than_the_server_runs_are_told_of_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "QUEUES_S", 0.02)
+    world = World(Verdict(limit=0, look_in_s=0.01), reads=[TOO_MANY], slots=64)
+    async with world.running():
+        await world.until_looks(10)
+    (warning,) = lines(caplog, logging.WARNING)
+    assert "3 now, while 8 run, and its connection says slots = 64" in warning
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        Load(running=8, waiting=0),
+        Load(running=64, waiting=3),
+        Load(running=8, waiting=3, kv_usage=control.SHORT_OF_MEMORY),
+    ],
+)
+async def test_requests_that_wait_for_a_moment_or_for_memory_say_nothing_of_slots(
+    between: Load, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "QUEUES_S", 0.02)
+    reads = [TOO_MANY, between] * 5 + [between]
+    world = World(Verdict(limit=0, look_in_s=0.01), reads=reads, slots=64)
+    async with world.running():
+        await world.until_looks(12)
+    assert lines(caplog, logging.WARNING) == []
 
 
 @pytest.mark.parametrize("slots", [None, 13])

@@ -28,6 +28,7 @@ vllm:num_requests_waiting{engine="1",model_name="tiny"} 0.0
 vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 2.0
 vllm:num_preemptions_total{engine="0",model_name="tiny"} 5.0
 vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.5
+vllm:kv_cache_usage_perc{engine="1",model_name="tiny"} 0.25
 vllm:generation_tokens_total{engine="0",model_name="tiny"} 100.0
 vllm:generation_tokens_total{engine="1",model_name="tiny"} 20.0
 """
@@ -66,13 +67,23 @@ async def test_the_small_page_is_asked_for_and_engines_are_added_up() -> None:
     assert tuple(server.names) == FAMILIES
 
 
-@pytest.mark.parametrize("small", [404, 308, 500, "", "<html>a gateway's page</html>"])
+@pytest.mark.parametrize("small", [404, 308, 405, "", "<html>a gateway's page</html>"])
 async def test_a_server_that_does_not_know_it_is_asked_for_the_whole_page_from_there_on(small: Any) -> None:
     server = Server(small=small)
     async with reading(server) as reader:
         for _ in range(3):
             assert await reader.read() == Load(**READ, cost_s=WHOLE_COST_S)
     assert server.asked == ["/metrics/", "/metrics", "/metrics", "/metrics"]
+
+
+@pytest.mark.parametrize("small", [429, 500, 502, 503])
+async def test_one_that_cannot_answer_just_now_is_asked_for_the_whole_page_this_once(small: int) -> None:
+    server = Server(small=small)
+    async with reading(server) as reader:
+        assert await reader.read() == Load(**READ, cost_s=WHOLE_COST_S)
+        server.small = PAGE
+        assert await reader.read() == Load(**READ, cost_s=CHOSEN_COST_S)
+    assert server.asked == ["/metrics/", "/metrics", "/metrics/"]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +97,10 @@ async def test_a_server_that_does_not_know_it_is_asked_for_the_whole_page_from_t
         "vllm:num_requests_running NaN\nvllm:num_requests_waiting 0\n",
         "vllm:num_requests_running +Inf\nvllm:num_requests_waiting 0\n",
         "vllm:num_requests_running -3\nvllm:num_requests_waiting 0\n",
+        "vllm:num_requests_running -3\nvllm:num_requests_waiting 5\n",
+        "vllm:num_requests_running 5\nvllm:num_requests_waiting -3\n",
+        "vllm:num_requests_running 1.7e308\nvllm:num_requests_waiting 0\n",
+        "vllm:num_requests_running 0\nvllm:num_requests_waiting 1e9\n",
     ],
 )
 async def test_a_page_that_tells_no_load_is_none(page: str) -> None:

@@ -16,10 +16,10 @@ from airflow_llm_provider.core.turns import (
     LEFT_S,
     LONGER,
     LONGEST_TURN_S,
+    LOOK_S,
     MOST_PATIENT,
     OFFER_S,
     REST_S,
-    SLOWEST_LOOK_S,
     SPREAD,
     TURN_S,
     State,
@@ -95,7 +95,8 @@ def test_it_looks_again_soon_while_it_sees_room_and_never_too_rarely() -> None:
         task.for_s(1.0, own=0)
         look_in_s = task.turns.look_in_s
         assert look_in_s is not None, waited
-        assert 0.1 < look_in_s <= SLOWEST_LOOK_S * (1 + JITTER)
+        assert 0.1 < look_in_s <= LOOK_S * (1 + JITTER)
+        assert task.turns.waited_s(task.now) == pytest.approx(waited + 1 + REST_S, abs=0.1, rel=0.01)
     task.for_s(STEP_S, room=True, own=0)
     assert task.turns.sees_room
     assert task.turns.look_in_s == AGAIN_S
