@@ -21,6 +21,8 @@ from collections import deque
 CALM_S = 2.0
 CALM_GAPS = 6.0
 PASSING_GAPS = 4.0
+"""Of a Poisson stream one gap in 400 is longer than six usual ones, and one in 55 longer than four: a calm that is none
+costs a wait, a headroom of 1 hardly more than one that is right."""
 
 EASE = 0.2
 """A gap's weight in the usual one."""
@@ -29,11 +31,22 @@ FIRST_GAP_S = CALM_S / 4
 """The usual gap where a burst begins."""
 
 REACTION_S = 0.09
+"""Some three times what it takes to free a slot (a look, a cancelled request, a step: 25 ms on 8 slots): headroom is
+slow to be there again, since what is above `limit_headroom.AT_ONCE` comes as rows end. Found in virtual time, as are
+the next."""
+
 QUANTILE = 0.95
+"""As of the promise: p95 near that of no batch."""
+
 REMEMBERED = 300
+"""Looks: three seconds of those that see real-time about."""
+
 WAVERS_S = 0.06
+"""A row's answer has been read, and its slot taken by the next one, within so long."""
+
 LATEST_S = 0.04
-"""Growth goes by the most others that were seen for so long."""
+"""Growth goes by the most others that were seen for so long: somebody hidden by a row under way is counted all the
+same."""
 
 WAVERS_STEPS = 3
 LATEST_STEPS = 2

@@ -61,13 +61,16 @@ LARGEST = 2
 are given up. Otherwise herds as large as the server would leave batch nothing for hours, and still find it full."""
 
 CAUTION = 8
-"""Who begins while it is not calm keeps one in so many slots free, and one more, until it has learned better."""
+"""Who begins while it is not calm keeps one in so many slots free, and one more, until it has learned better: 2 of 8 is
+what bursts are found to want there."""
 
 PART = 1.5
-"""Where many rows run, a task gives up so many times its share of ``T`` of what is too much in one look."""
+"""Where many rows run, a task gives up so many times its share of ``T`` of what is too much in one look: all together a
+little more than enough, since not all of them see it at once."""
 
 NO_CAPACITY_S = 0.25
-"""It does not grow for so long after the server refused."""
+"""It does not grow for so long after the server refused, or timed out: far longer than a refused request was under
+way."""
 
 SPARE = 64
 """One of so many slots is always kept free: where there are many it costs little, and spares whoever comes a wait."""

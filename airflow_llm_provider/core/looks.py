@@ -38,6 +38,8 @@ least. As turns go round, N tasks have waited for one to N turns, and ``sum(1 / 
 only: all who wait cost the server one to three hundredths of a core, however many they are."""
 
 MEAN_SHARE_S = 10.0
+"""Some turns: a task that has just lost its place still looks for room, one without any for long hardly does."""
+
 FIRST_SHARE = 0.1
 
 JITTER = 0.3

@@ -30,6 +30,9 @@ TURN_S = 5.0
 
 LONGEST_TURN_S = 32.0
 LONGER = 1.5
+"""An offer leaves a place empty for `OFFER_S`: of eight, 0.4 % in turns of this length. Whoever comes waits half of
+it."""
+
 ALONE_TURNS = 2
 """Whose turns have grown to more than so many times `TURN_S` has nobody beside it: nobody took two of its offers."""
 
@@ -39,17 +42,24 @@ BUSY_TURNS = 3
 
 CONFIRM_S = 0.15
 BUSY_S = 0.4
+"""Whoever holds sees room within a look, and what it sends shows within some tens of milliseconds: room that lasts
+longer is nobody's. Where it is not calm, requests that end make room that real-time takes again, and headroom is no
+room."""
+
 AGAIN_S = 0.03
-"""It looks so often while it sees room."""
+"""It looks so often while it sees room: some times within the shortest of these."""
 
 SPREAD = (0.5, 1.5)
 """Of `CONFIRM_S` and `BUSY_S`, drawn each time."""
 
 LEFT_S = 0.8
 REST_S = 1.5
-"""A task that was away for less takes room only where nobody else does."""
+"""A task that was away for less than `REST_S` takes room that lasts for `LEFT_S`: others, who look once in `LOOK_S` and
+confirm it, would have taken it."""
 
 OFFER_S = 1.0
+"""Long enough for whoever waits to look and to confirm, mostly."""
+
 FRESH_S = 0.3
 """A turn has just begun: whoever had the one before is leaving, and maybe others have begun, too."""
 
@@ -65,6 +75,7 @@ KEEN_LOOK_S = 0.2
 """It looks so often when it has been away for `PATIENT_S`, or more rarely where there are many: see `core.looks`."""
 
 JITTER = 0.3
+"""Moments are spread by so much, so that tasks do not come in step."""
 
 
 class State(Enum):
