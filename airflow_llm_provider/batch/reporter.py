@@ -14,7 +14,7 @@ import orjson
 
 from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.core.circuit import State
-from airflow_llm_provider.core.occupancy import occupancy_of, together
+from airflow_llm_provider.core.occupancy import Bound, occupancy_of, together
 from airflow_llm_provider.core.progress import Pace, PaceMeter
 from airflow_llm_provider.exceptions import StorageError
 from airflow_llm_provider.storage import layout
@@ -67,6 +67,7 @@ class Reporter:
         self._meter = PaceMeter()
         self._states = [State.UP] * len(urls)
         self._sending = False
+        self._looked = self._began = _Sample()
         self._eta_s = remaining_s
         self.gates: Sequence[Gate] = ()
 
@@ -77,6 +78,7 @@ class Reporter:
     async def run(self) -> None:
         """Report until cancelled."""
         loop = asyncio.get_running_loop()
+        self._looked = self._began = _Sample(loop.time())
         next_log = loop.time() + LOG_INTERVAL_S
         await asyncio.sleep(FIRST_S)  # until what earlier tries journalled is counted
         while True:
@@ -92,15 +94,24 @@ class Reporter:
     async def finish(self) -> None:
         """The last word of a try."""
         now = asyncio.get_running_loop().time()
-        pace = self._pace(now)
-        log.info("%s", self._words(pace))
+        pace, began, at_last = self._pace(now), self._began, self._looked
+        if began.now is not None:
+            pace = pace.at_the_end(
+                settled=at_last.settled - began.settled,
+                completion_tokens=at_last.completion_tokens - began.completion_tokens,
+                elapsed_s=now - began.now,
+            )
+        if pace.done >= pace.total:
+            self._eta_s = 0.0
+        log.info("%s", self._words(pace, ended=True))
         await self._write(pace, now, ended=True)
 
-    def _words(self, pace: Pace) -> str:
+    def _words(self, pace: Pace, *, ended: bool = False) -> str:
         held = [gate.held for gate in self.gates if gate.held is not None]
         if held and len(held) == len(self.gates):
             return f"{pace.done:,}/{pace.total:,} rows, on hold: {held[0].reason}"
-        return f"{pace}, {self._occupancy()}"
+        occupancy = self._occupancy()
+        return f"{pace}, {_nothing(occupancy) if ended else occupancy}"
 
     def _occupancy(self) -> Occupancy:
         """Of all servers; the reason is that of the first one that is sent requests."""
@@ -115,6 +126,7 @@ class Reporter:
         sending = self._spread.sending(now)
         if sending and not self._sending:
             self._meter = PaceMeter()  # a lull is no pace
+            self._began = self._looked
         self._sending = sending
         pace = self._meter.sample(
             now=now,
@@ -123,6 +135,7 @@ class Reporter:
             settled=here.done,
             completion_tokens=here.usage.completion_tokens,
         )
+        self._looked = _Sample(now, here.done, here.usage.completion_tokens)
         if not sending:
             return replace(pace, eta_s=None)
         if pace.eta_s is not None:
@@ -139,22 +152,23 @@ class Reporter:
                 log.warning("Nothing is sent to %s just now; it is %s", self._urls[number], circuit.describe(now))
             self._states[number] = circuit.state
 
-    def _server(self, number: int, now: float) -> dict[str, Any]:
+    def _server(self, number: int, now: float, *, ended: bool) -> dict[str, Any]:
         dispatcher = self._spread.dispatchers[number]
         held = self.gates[number].held if self.gates else None
         state = dispatcher.circuit.state
         reason = None if state is State.UP else dispatcher.circuit.describe(now)
+        occupancy = occupancy_of(dispatcher)
         return {
             "base_url": self._urls[number],
-            **_numbers(occupancy_of(dispatcher)),
+            **_numbers(_nothing(occupancy) if ended else occupancy),
             "endpoint": state,
             "hold_reason": held.reason if held is not None else reason,
         }
 
     async def _write(self, pace: Pace, now: float, *, ended: bool = False) -> None:
         totals = self._ledger.totals
-        servers = [self._server(number, now) for number in range(len(self._urls))]
-        occupancy = self._occupancy()
+        servers = [self._server(number, now, ended=ended) for number in range(len(self._urls))]
+        occupancy = _nothing(self._occupancy()) if ended else self._occupancy()
         best = next((each for each in servers if each["hold_reason"] is None), servers[0])
         progress = {
             "format_version": layout.FORMAT_VERSION,
@@ -182,8 +196,22 @@ class Reporter:
         if self._told is not None:
             self._told_others = self._told_others or occupancy.others is not None
             others = 0 if self._told_others else None
-            holds = replace(occupancy, in_flight=0, limit=0, others=others, waiting=others) if ended else occupancy
+            holds = replace(occupancy, others=others, waiting=others) if ended else occupancy
             await asyncio.to_thread(self._told, holds, replace(self._ledger.settled_here))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """What this try had settled at a moment; None: it has not begun."""
+
+    now: float | None = None
+    settled: int = 0
+    completion_tokens: int = 0
+
+
+def _nothing(occupancy: Occupancy) -> Occupancy:
+    """What a try holds when it has ended, and may."""
+    return replace(occupancy, in_flight=0, limit=0, bound=Bound.RELEASE, reason="")
 
 
 def _numbers(occupancy: Occupancy) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Owns the rates and the words of the progress line. Does not read a clock, log or
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 RATE_WINDOW_S = 60.0
 """Rates are averages over this long: long enough to be steady, short enough to show a change."""
@@ -32,11 +32,26 @@ class Pace:
 
     def __str__(self) -> str:
         share = f"{100 * self.done / self.total:.1f} %" if self.total else "-"
-        eta = "unknown" if self.eta_s is None else duration(self.eta_s)
-        return (
+        said = (
             f"{self.done:,}/{self.total:,} rows ({share}), {self.rows_per_s:.1f} rows/s, "
-            f"{self.tokens_per_s:.0f} tokens/s, ETA {eta}"
+            f"{self.tokens_per_s:.0f} tokens/s"
         )
+        if self.done >= self.total:
+            return said
+        return f"{said}, ETA {'unknown' if self.eta_s is None else duration(self.eta_s)}"
+
+    def at_the_end(self, *, settled: int, completion_tokens: int, elapsed_s: float) -> Pace:
+        """Of a try that has ended: where its last stretch was shorter than a minute, rates are that one's averages.
+
+        Args:
+            settled: rows that it settled in the stretch.
+            completion_tokens: of these.
+            elapsed_s: how long it was.
+        """
+        pace = replace(self, eta_s=0.0) if self.done >= self.total else self
+        if not 0 < elapsed_s < RATE_WINDOW_S:
+            return pace
+        return replace(pace, rows_per_s=settled / elapsed_s, tokens_per_s=completion_tokens / elapsed_s)
 
 
 class PaceMeter:

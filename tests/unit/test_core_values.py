@@ -165,6 +165,18 @@ def test_the_progress_line() -> None:
     pace = Pace(done=1200, total=4800, rows_per_s=12.34, tokens_per_s=1234.5, eta_s=292)
     assert str(pace) == "1,200/4,800 rows (25.0 %), 12.3 rows/s, 1234 tokens/s, ETA 4 min 52 s"
     assert str(Pace(done=0, total=0, rows_per_s=0, tokens_per_s=0, eta_s=None)).startswith("0/0 rows (-)")
+    done = Pace(done=4800, total=4800, rows_per_s=12.34, tokens_per_s=1234.5, eta_s=None)
+    assert str(done) == "4,800/4,800 rows (100.0 %), 12.3 rows/s, 1234 tokens/s"
+
+
+def test_at_the_end_a_short_try_has_its_own_average_and_a_long_one_the_last_minutes() -> None:
+    pace = Pace(done=30, total=40, rows_per_s=0.0, tokens_per_s=0.0, eta_s=5.0)
+    short = pace.at_the_end(settled=30, completion_tokens=600, elapsed_s=RATE_WINDOW_S / 2)
+    assert (short.rows_per_s, short.tokens_per_s, short.eta_s) == (1.0, 20.0, 5.0)
+    assert pace.at_the_end(settled=30, completion_tokens=600, elapsed_s=RATE_WINDOW_S) == pace
+    assert pace.at_the_end(settled=30, completion_tokens=600, elapsed_s=0.0) == pace
+    done = Pace(done=40, total=40, rows_per_s=0.0, tokens_per_s=0.0, eta_s=None)
+    assert done.at_the_end(settled=0, completion_tokens=0, elapsed_s=0.0).eta_s == 0.0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from airflow_llm_provider.batch.reporter import Reporter
+from airflow_llm_provider.batch.reporter import Reporter, _Sample
 from airflow_llm_provider.core.chunks import ChunkPlan
 from airflow_llm_provider.core.circuit import Circuit
 from airflow_llm_provider.core.dispatch import Dispatcher
@@ -18,6 +18,7 @@ from airflow_llm_provider.core.ledger import Ledger
 from airflow_llm_provider.core.limit import FixedLimit, Learnt, Verdict
 from airflow_llm_provider.core.load import Load
 from airflow_llm_provider.core.occupancy import Bound, Occupancy, occupancy_of, together
+from airflow_llm_provider.core.request import Usage
 from airflow_llm_provider.core.row_queue import RowQueue
 from airflow_llm_provider.core.spread import Spread
 from airflow_llm_provider.storage.store import RunStore
@@ -121,29 +122,78 @@ class World:
     async def progress(self) -> Any:
         return orjson.loads(await asyncio.to_thread((self.path / "_run" / "progress.json").read_bytes))
 
+    async def numbers(self) -> list[tuple[Any, ...]]:
+        """What progress.json says of each server and of all of them."""
+        progress = await self.progress()
+        names = ("in_flight", "limit", "bound", "others", "waiting", "yields", "limit_reason")
+        return [tuple(each[name] for name in names) for each in (*progress["servers"], progress)]
+
 
 async def test_progress_says_it_of_each_server_and_of_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     first, second = dispatcher(learned=211, own=208), dispatcher(learned=9, own=4, load=None)
     first.yields = 12
     world = World(tmp_path, first, second, limit=500)
-    await world.reporter.finish()
-    numbers = ("in_flight", "limit", "bound", "others", "waiting", "yields", "limit_reason")
-    progress = await world.progress()
-    of = [tuple(each[name] for name in numbers) for each in (*progress["servers"], progress)]
-    assert of == [
+    await world.reporter._write(world.reporter._pace(0.0), 0.0)
+    assert await world.numbers() == [
         (208, 211, "learned", 35, 3, 12, "4 kept free"),
         (4, 9, "learned", None, None, 0, "4 kept free"),
         (212, 220, "learned", 35, 3, 12, "4 kept free"),
     ]
-    assert caplog.messages[-1].endswith("212 in flight of 220 (learned), 35 of others, 12 given up")
+    words = world.reporter._words(world.reporter._pace(1.0))
+    assert words.endswith("212 in flight of 220 (learned), 35 of others, 12 given up")
+    await world.reporter.finish()
+    assert await world.numbers() == [
+        (0, 0, "release", 35, 3, 12, None),
+        (0, 0, "release", None, None, 0, None),
+        (0, 0, "release", 35, 3, 12, None),
+    ], "when a try has ended it holds nothing, and may"
+    assert caplog.messages[-1].endswith("ETA unknown, 0 in flight, 35 of others, 12 given up")
+
+
+async def test_the_last_line_of_a_short_run_has_its_own_average_and_no_eta(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    loop = asyncio.get_running_loop()
+    started, moment = loop.time(), 0.0
+    monkeypatch.setattr(loop, "time", lambda: started + moment)
+    world = World(tmp_path, dispatcher(learned=8))
+    reporting = asyncio.create_task(world.reporter.run())
+    await asyncio.sleep(0)
+    world.ledger.settled_here.succeeded = world.ledger.totals.succeeded = world.ledger.plan.total_rows
+    world.ledger.settled_here.usage = Usage(completion_tokens=300)
+    moment = 4.0  # everything has settled before the first look, or between the last two
+    reporting.cancel()
+    await world.reporter.finish()
+    rows = world.ledger.plan.total_rows
+    assert (
+        f"{rows}/{rows} rows (100.0 %), {rows / 4:.1f} rows/s, 75 tokens/s, 0 in flight, 243 of others" in caplog.text
+    )
+    progress = await world.progress()
+    rates = ("rows_per_s", "tokens_per_s", "eta_s", "remaining_s")
+    assert [progress[name] for name in rates] == [round(rows / 4, 2), 75, 0, 0]
+
+
+async def test_a_lull_does_not_count_in_the_average_of_the_last_stretch(tmp_path: Path) -> None:
+    one = dispatcher(learned=8)
+    one.hold()
+    world = World(tmp_path, one)
+    end = asyncio.get_running_loop().time()
+    world.reporter._looked = world.reporter._began = _Sample(end - 40)
+    world.reporter._pace(end - 20)
+    one.release(limit=8, closes_s=None)
+    world.reporter._pace(end - 18)
+    world.ledger.settled_here.succeeded = 4
+    await world.reporter.finish()
+    assert (await world.progress())["rows_per_s"] == pytest.approx(4 / 20, rel=0.1)
 
 
 async def test_of_a_server_on_hold_another_ones_reason_is_told(tmp_path: Path) -> None:
     first, second = dispatcher(learned=211), dispatcher(limit=7, own=1)
     first.hold()
     world = World(tmp_path, first, second)
-    await world.reporter.finish()
+    await world.reporter._write(world.reporter._pace(0.0), 0.0)
     progress = await world.progress()
     assert (progress["limit"], progress["bound"], progress["limit_reason"]) == (7, "release", None)
 
@@ -158,7 +208,7 @@ async def test_metrics_are_told_what_this_try_holds_and_at_its_end_that_it_holds
     await world.reporter.finish()
     (holds, settled), (ends, at_last) = world.told
     assert (holds, settled.succeeded) == (occupancy_of(one), 3)
-    assert ends == replace(holds, in_flight=0, limit=0, others=0, waiting=0)
+    assert ends == replace(holds, in_flight=0, limit=0, bound=Bound.RELEASE, others=0, waiting=0, reason="")
     assert at_last.succeeded == 4
 
 
