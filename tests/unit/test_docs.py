@@ -15,6 +15,7 @@ import orjson
 import pytest
 from batch_fakes import job_of, run, texts, write_rows
 
+from airflow_llm_provider.core.limit_headroom import most_at_once
 from airflow_llm_provider.core.occupancy import Bound, Occupancy
 from airflow_llm_provider.core.terms import Asked, Promise, agree
 from airflow_llm_provider.core.workload import Placement
@@ -111,12 +112,27 @@ def test_giving_way_is_shown_as_it_is_logged_and_its_metrics_are_named() -> None
     shown = {each.name: str(each) for each in agreement.values}
     for name in ("max_in_flight", "limit_law", "headroom", "headroom_unread"):
         assert f"{shown[name]}\n" in page
+    few = Promise(slots=8, placement=Placement.SHARED)
+    agreement = agree(Asked(), few, connection="vllm_shared", now=datetime(2026, 11, 24, tzinfo=UTC))
+    (line,) = [str(each) for each in agreement.values if each.name == "max_in_flight"]
+    assert f"{line}\n" in page
+    assert f"of 256, {most_at_once(256, 0)} at most are taken" in page
     silent = Promise(placement=Placement.SHARED)
     told = agree(Asked(), silent, connection="…", now=datetime(2026, 11, 24, tzinfo=UTC)).advice
     (advice,) = re.findall(r"`(Connection '…' says no slots [^`]+)`", page)
     assert told is not None
     assert told.startswith(advice)
     assert set(re.findall(r"`(llm_batch\.\w+)`", page)) == {*GAUGES, *COUNTERS}
+
+
+def test_a_release_is_told_with_the_limit_that_the_nights_connection_agrees_to() -> None:
+    nightly = (ROOT / "docs/how-to/nightly.md").read_text()
+    extra = orjson.loads(re.findall(r"--conn-extra '(.*?)'", nightly, re.DOTALL)[0])
+    promise = Promise(slots=extra["slots"], placement=Placement(extra["placement"]))
+    agreement = agree(Asked(), promise, connection="vllm_default", now=datetime(2026, 11, 24, tzinfo=UTC))
+    for text in (nightly, (ROOT / "docs/how-to/release.md").read_text()):
+        assert re.findall(r"Released until .*?, at most (\d+) in flight", text) == [str(agreement.terms.limit)]
+    assert f"in flight of {most_at_once(extra['slots'], 0)} (learned)" in nightly
 
 
 def test_what_a_shared_gpu_logs_is_what_its_connection_allows() -> None:
