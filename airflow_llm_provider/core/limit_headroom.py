@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.core.load import Load
 
-AT_ONCE = 2
+AT_ONCE = 1
 """Slots that are freed by giving rows up, where real-time is about; more headroom comes as rows end."""
 
 MOST_GROWTH = 128
@@ -80,6 +80,10 @@ WAVERS = 50
 
 OFFERED = 2
 """Places that somebody who offers leaves empty at most: where more are, real-time may be about."""
+
+ASKS_S = 0.04
+ASKS_STEPS = 3
+"""What it sends shows within so long, or so many steps of the engine, and few rows of whoever offers have ended."""
 
 FULL_LOOKS = 5
 MANY = 3
@@ -128,10 +132,12 @@ class HeadroomLimit:
         self._unread = 0
         self._began = False  # there was a look since the last rest
         self._full: deque[bool] = deque(maxlen=FULL_LOOKS)  # while it was away: whether others filled the server
-        self._grow_from_s = 0.0
+        self._grow_from_s = float("-inf")
         self._verdict = Verdict(limit=0)  # the last one that followed from news
         self._filling = False  # it sees more room than what wavers
         self._leaves = 0  # places still to be left empty
+        self._asks_until_s: float | None = None  # what it takes up, in a calm, is asked about; None: it is known
+        self._asked = 0  # looks since
 
     @property
     def headroom(self) -> int:
@@ -152,7 +158,8 @@ class HeadroomLimit:
         others = max(0, total - own)
         self._learn(now, total, own, came=self._arrivals.see(now, others))
         self._take_turns(now, total, own)
-        calm, holds = self._arrivals.calm(now), self._turns.state is State.HOLDING
+        asks = self._asks(now, total)
+        calm = self._arrivals.calm(now)
         target = self._target(now)
         excess = total - target
         limit, give_up, free = own, 0, 0
@@ -165,9 +172,10 @@ class HeadroomLimit:
             if self._wavers:  # other tasks may see the same
                 must = ceil(must * min(1.0, PART * own / total))
             give_up = min(own, excess, max(0, must))
-        elif holds and now >= self._grow_from_s:
-            free = target - own - self._arrivals.others(now)[1]
-            limit = own + min(max(0, free), max(needs, self.slots // MOST_GROWTH))
+        elif self._may_grow and now >= self._grow_from_s:
+            free = target - self._offers - own - self._arrivals.others(now)[1]
+            most = needs - own if asks else max(needs, self.slots // MOST_GROWTH)
+            limit = own + max(0, min(free, most))
         self._filling = free > self._wavers
         self._verdict = Verdict(
             limit=limit,
@@ -225,6 +233,16 @@ class HeadroomLimit:
     def _queued(self) -> int:
         return 0 if self.floor else 1
 
+    @property
+    def _may_grow(self) -> bool:
+        """Who offers fills the server up to the offered place; of many slots, some are always between two rows."""
+        return self._turns.state is State.HOLDING or (self._turns.state is State.OFFERING and not self._wavers)
+
+    @property
+    def _offers(self) -> int:
+        """Sequences fewer than else, so that a place is empty that others may take."""
+        return 1 + self._queued if self._turns.state is State.OFFERING else 0
+
     def _kept(self, now: float) -> int:
         """Slots that are kept free just now."""
         if self._arrivals.calm(now):
@@ -258,8 +276,9 @@ class HeadroomLimit:
         elif self._turns.state is State.HOLDING and not self._turns.fresh(now):
             above = max(0, total - self._target(now))
             self._arrivals.learn(now, min(above, came) if self._arrivals.calm(now) else came)
-        elif came and not self._arrivals.calm(now):
+        elif came and (not self._arrivals.calm(now) or (self._turns.state is State.HOLDING and not self._wavers)):
             self._arrivals.busy(now)
+            self._arrivals.expect(self._cautious)
 
     def _watch(self, now: float, total: int) -> None:
         """See what others make of it, while this task has nothing there: they fill the server only in a calm.
@@ -301,13 +320,34 @@ class HeadroomLimit:
         state = self._turns.state
         if state is was:
             return
-        self._leaves = 1 + self._queued if state is State.OFFERING else 0
+        self._leaves = max(0, own + most - self._target(now) + self._offers)
+        self._asks_until_s = None
         if state is State.AWAY:
             self._full.clear()
         elif was is State.AWAY and not calm:
             self._arrivals.expect(self._cautious)
+        elif was is State.AWAY and not self._wavers:
+            self._asks_until_s, self._asked = now + max(ASKS_S, ASKS_STEPS * self._looks.step_s), 0
+
+    def _asks(self, now: float, total: int) -> bool:
+        """Whether it is still to be seen that what it takes up is an offer: one sequence more fills the server then.
+
+        Where it does not, what was seen is room that somebody keeps free, and real-time is about.
+        """
+        if self._asks_until_s is None:
+            return False
+        self._asked += 1
+        if total >= self._seats.number - self.floor:
+            self._asks_until_s = None
+        elif now >= self._asks_until_s and self._asked > MANY:
+            self._asks_until_s = None
+            self._arrivals.busy(now)
+            self._turns.mistaken()
+        return self._asks_until_s is not None
 
     def _look_in_s(self, now: float, load: Load, own: int) -> float:
+        if self._asks_until_s is not None:
+            return self._looks.about(max(ASKS_S, ASKS_STEPS * self._looks.step_s) / MANY)
         away_s = self._turns.look_in_s
         if away_s is not None and not own:
             seldom_s = self._looks.waiting_in_s(load, self._turns.waited_s(now), sees_room=self._turns.sees_room)

@@ -143,6 +143,10 @@ class Turns:
         if self.sees_room:
             self._room_s = now
 
+    def mistaken(self) -> None:
+        """What it has just taken is nobody's to give: it waits on, as if it had not."""
+        self.state, self._room_s, self._taken = State.AWAY, None, True
+
     def look(self, now: float, *, room: bool, own: int, others: int, calm: bool, open_place: bool) -> None:
         """Go on.
 
