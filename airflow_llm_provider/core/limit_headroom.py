@@ -16,8 +16,10 @@ it is real-time; the others wait, or let what they have there end. The law is th
 - **Grow back quickly.** By ``T* - T``, one or ``S / MOST_GROWTH`` in a step of the engine, where ``T`` counts the most
   others that were seen in the last moments: what is sent shows in the load a step later, and until it does nothing
   more is sent.
-- **Others' turns.** Whoever is away sees that it is calm where others fill the server up to its queue, and takes room
-  with what real-time may want in hand: ``1 + S / CAUTION``, and not much more than what wavers, where it is not.
+- **Others' turns.** Whoever is away sees that it is calm where others fill the server up to its queue
+  (`core.watching`), and then asks first whether the room that it takes was offered (`core.asking`). Where it is not
+  calm it takes room with what real-time may want in hand: ``1 + S / CAUTION``, and not much more than what wavers.
+  Whoever offers fills the server up to the place offered.
 - **Looks** (`core.looks`) are above all the holder's while real-time is about, and of whoever has room to fill. A task
   that is away looks as seldom as `core.turns` says.
 - **Many slots.** One in `SPARE` is always kept free. So many rows are always between an answer and the next request:
@@ -32,17 +34,18 @@ read; that `slots` is what it was started with (``--max-num-seqs``), or less whe
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.core.arrivals import Arrivals
+from airflow_llm_provider.core.asking import Asking
 from airflow_llm_provider.core.departing import Departing
 from airflow_llm_provider.core.limit import Verdict
 from airflow_llm_provider.core.looks import Looks
 from airflow_llm_provider.core.seats import Seats
 from airflow_llm_provider.core.turns import State, Turns
+from airflow_llm_provider.core.watching import Watch
 from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -78,17 +81,8 @@ SPARE = 64
 WAVERS = 50
 """One of so many rows has ended in the server, and the next one is under way, whenever somebody looks."""
 
-OFFERED = 2
-"""Places that somebody who offers leaves empty at most: where more are, real-time may be about."""
-
-ASKS_S = 0.04
-ASKS_STEPS = 3
-"""What it sends shows within so long, or so many steps of the engine, and few rows of whoever offers have ended."""
-
-FULL_LOOKS = 5
 MANY = 3
-"""So many looks must tell the same before it is believed that the load can't be read; or, of the last `FULL_LOOKS`,
-that others fill the server."""
+"""So many looks in a row must read nothing before it is believed that the load can't be read."""
 
 
 def most_at_once(slots: int, floor: int) -> int:
@@ -131,13 +125,12 @@ class HeadroomLimit:
         self._seats = Seats(slots)
         self._unread = 0
         self._began = False  # there was a look since the last rest
-        self._full: deque[bool] = deque(maxlen=FULL_LOOKS)  # while it was away: whether others filled the server
+        self._watch = Watch(self._wavers)
+        self._asking = Asking()
         self._grow_from_s = float("-inf")
         self._verdict = Verdict(limit=0)  # the last one that followed from news
         self._filling = False  # it sees more room than what wavers
         self._leaves = 0  # places still to be left empty
-        self._asks_until_s: float | None = None  # what it takes up, in a calm, is asked about; None: it is known
-        self._asked = 0  # looks since
 
     @property
     def headroom(self) -> int:
@@ -158,7 +151,7 @@ class HeadroomLimit:
         others = max(0, total - own)
         self._learn(now, total, own, came=self._arrivals.see(now, others))
         self._take_turns(now, total, own)
-        asks = self._asks(now, total)
+        self._ask(now, total)
         calm = self._arrivals.calm(now)
         target = self._target(now)
         excess = total - target
@@ -174,7 +167,7 @@ class HeadroomLimit:
             give_up = min(own, excess, max(0, must))
         elif self._may_grow and now >= self._grow_from_s:
             free = target - self._offers - own - self._arrivals.others(now)[1]
-            most = needs - own if asks else max(needs, self.slots // MOST_GROWTH)
+            most = needs - own if self._asking.open else max(needs, self.slots // MOST_GROWTH)
             limit = own + max(0, min(free, most))
         self._filling = free > self._wavers
         self._verdict = Verdict(
@@ -211,7 +204,8 @@ class HeadroomLimit:
         self._departing = Departing()
         self._turns = Turns(self._rng)
         self._arrivals.forget()
-        self._full.clear()
+        self._watch.forget()
+        self._asking.forget()
 
     def capacity(self, now: float) -> None:
         """The server is full, whoever filled it."""
@@ -232,6 +226,11 @@ class HeadroomLimit:
     @property
     def _queued(self) -> int:
         return 0 if self.floor else 1
+
+    @property
+    def _brim(self) -> int:
+        """Sequences that fill the server, as far as batch may."""
+        return self._seats.number - self.floor
 
     @property
     def _may_grow(self) -> bool:
@@ -272,31 +271,14 @@ class HeadroomLimit:
         """What real-time wants is seen by whoever holds; others see whether the holder thinks that it is calm."""
         away = self._turns.state is State.AWAY
         if away and not own:
-            self._watch(now, total)
+            calm = self._watch.look(total, brim=self._brim, queued=self._queued, sees_room=self._turns.sees_room)
+            (self._arrivals.quiet if calm else self._arrivals.busy)(now)
         elif self._turns.state is State.HOLDING and not self._turns.fresh(now):
             above = max(0, total - self._target(now))
             self._arrivals.learn(now, min(above, came) if self._arrivals.calm(now) else came)
         elif came and (not self._arrivals.calm(now) or (self._turns.state is State.HOLDING and not self._wavers)):
             self._arrivals.busy(now)
             self._arrivals.expect(self._cautious)
-
-    def _watch(self, now: float, total: int) -> None:
-        """See what others make of it, while this task has nothing there: they fill the server only in a calm.
-
-        Whoever holds fills it up to its queue then. An offer leaves few places empty, and nobody comes there but those
-        who take it up: where more are empty, or the total rises again, or more wait than whoever holds lets wait,
-        real-time is about.
-        """
-        brim, wavers = self._seats.number - self.floor, self._wavers
-        if total >= brim or not self._turns.sees_room:
-            self._full.append(total >= brim + self._queued - wavers)
-        risen = self._turns.sees_room and total == brim
-        if risen or not brim - OFFERED - 2 * wavers <= total <= brim + self._queued:
-            self._full.clear()
-        if sum(self._full) >= MANY:
-            self._arrivals.quiet(now)
-        else:
-            self._arrivals.busy(now)
 
     def _take_turns(self, now: float, total: int, own: int) -> None:
         was = self._turns.state
@@ -320,34 +302,25 @@ class HeadroomLimit:
         state = self._turns.state
         if state is was:
             return
-        self._leaves = max(0, own + most - self._target(now) + self._offers)
-        self._asks_until_s = None
+        self._leaves = max(0, own + most + self._offers - self._target(now)) if state is State.OFFERING else 0
+        self._asking.forget()
         if state is State.AWAY:
-            self._full.clear()
+            self._watch.forget()
         elif was is State.AWAY and not calm:
             self._arrivals.expect(self._cautious)
         elif was is State.AWAY and not self._wavers:
-            self._asks_until_s, self._asked = now + max(ASKS_S, ASKS_STEPS * self._looks.step_s), 0
+            self._asking.begin(now, self._looks.step_s)
 
-    def _asks(self, now: float, total: int) -> bool:
-        """Whether it is still to be seen that what it takes up is an offer: one sequence more fills the server then.
-
-        Where it does not, what was seen is room that somebody keeps free, and real-time is about.
-        """
-        if self._asks_until_s is None:
-            return False
-        self._asked += 1
-        if total >= self._seats.number - self.floor:
-            self._asks_until_s = None
-        elif now >= self._asks_until_s and self._asked > MANY:
-            self._asks_until_s = None
+    def _ask(self, now: float, total: int) -> None:
+        """See whether what it takes up is an offer; where it is not, wait on."""
+        if self._asking.look(now, full=total >= self._brim):
             self._arrivals.busy(now)
+            self._watch.forget()
             self._turns.mistaken()
-        return self._asks_until_s is not None
 
     def _look_in_s(self, now: float, load: Load, own: int) -> float:
-        if self._asks_until_s is not None:
-            return self._looks.about(max(ASKS_S, ASKS_STEPS * self._looks.step_s) / MANY)
+        if self._asking.open:
+            return self._looks.about(self._asking.look_in_s)
         away_s = self._turns.look_in_s
         if away_s is not None and not own:
             seldom_s = self._looks.waiting_in_s(load, self._turns.waited_s(now), sees_room=self._turns.sees_room)

@@ -94,6 +94,9 @@ def test_who_offers_leaves_one_place_empty_and_no_more(seed: int) -> None:
         assert task.now < until_s
     task.beside(0, each_s=0.2)
     assert task.own == 7
+    task.own = 5  # two rows have failed
+    task.beside(0, each_s=0.2)
+    assert task.own == 7
 
 
 @pytest.mark.parametrize("begins_s", [-1e6, 0.0, 1e6])
