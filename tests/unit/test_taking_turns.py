@@ -94,9 +94,21 @@ def test_who_offers_leaves_one_place_empty_and_no_more(seed: int) -> None:
         assert task.now < until_s
     task.beside(0, each_s=0.2)
     assert task.own == 7
+    assert task.limit.ended(task.now, 0.3)  # its place is taken again
     task.own = 5  # two rows have failed
     task.beside(0, each_s=0.2)
     assert task.own == 7
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_who_offers_from_a_full_server_does_not_replace_two_rows(seed: int) -> None:
+    """The one that waits in the server, and the one whose place is offered."""
+    task = Task(seed)
+    while "a place is offered" not in task.reason:
+        task.look(0)
+        assert task.now < 12.0
+    assert task.own == 9
+    assert [task.limit.ended(task.now, 0.3) for _ in range(4)] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("begins_s", [-1e6, 0.0, 1e6])
