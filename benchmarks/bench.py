@@ -76,6 +76,7 @@ def make_job(url: str, rows: Path, *, max_in_flight: int, chunk_rows: int = CHUN
         terms=Terms(limit=max_in_flight),
         tolerance=Tolerance(0.0),
         epoch=1,
+        try_number=1,
         agreed={},
         switch=HoldSwitch(lambda: None),
         priority=None,

@@ -54,6 +54,7 @@ def job_of(stub: StubVLLM | str, source: str | JsonlSource | Any, **changes: Any
         terms=Terms(limit=changes.pop("max_in_flight", 4)),
         tolerance=Tolerance(1.0),
         epoch=0,
+        try_number=1,
         agreed={},
         switch=HoldSwitch(lambda: None),
         priority=None,
@@ -103,6 +104,27 @@ def kept_indices(folder: Path) -> set[int]:
     return found
 
 
+class HookedStore(RunStore):
+    """Storage of which a test says what happens before, and after, an object is put in place."""
+
+    def before(self, name: str) -> None:
+        """It is about to be."""
+
+    def after(self, name: str) -> None:
+        """It was."""
+
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        self.before(name)
+        super().write(name, data, durable=durable)
+        self.after(name)
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        self.before(name)
+        put = super().put_new(name, data)
+        self.after(name)
+        return put
+
+
 class KilledStore(RunStore):
     """Storage of a process that is killed at its n-th change (from 1), and changes nothing ever after.
 
@@ -130,17 +152,17 @@ class KilledStore(RunStore):
             self._leave_scratch(data)
             raise StorageError(f"killed {self.how} writing {name}")
         super().write(name, data, durable=False)
-        if name.startswith(("part-", "_run/journal/")):
-            self.kept |= {line["index"] for line in map(json.loads, data.splitlines()) if "index" in line}
+        self._keep(name, data)
         self._die_after()
 
-    def create(self, name: str, data: bytes) -> bool:
+    def put_new(self, name: str, data: bytes) -> bool:
         if self._killed_here() and self.how != "after":
             self._leave_scratch(data)
             raise StorageError(f"killed {self.how} creating {name}")
-        created = super().create(name, data)
+        put = super().put_new(name, data)
+        self._keep(name, data)
         self._die_after()
-        return created
+        return put
 
     def write_from(self, name: str, pieces: Iterable[bytes]) -> None:
         if self._killed_here() and self.how != "after":
@@ -163,6 +185,10 @@ class KilledStore(RunStore):
             raise StorageError(f"killed {self.how} deleting {name}")
         super()._delete(name)
         self._die_after()
+
+    def _keep(self, name: str, data: bytes) -> None:
+        if name.startswith(("part-", "_run/journal/")):
+            self.kept |= {line["index"] for line in map(json.loads, data.splitlines()) if "index" in line}
 
     def _killed_here(self) -> bool:
         if self.dead:

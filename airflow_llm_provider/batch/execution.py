@@ -37,6 +37,7 @@ from airflow_llm_provider.exceptions import (
 from airflow_llm_provider.storage import layout, opening
 from airflow_llm_provider.storage.document import RunDocument
 from airflow_llm_provider.storage.journal import Journal
+from airflow_llm_provider.storage.lease import Lease
 from airflow_llm_provider.storage.parts import Parts
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class _JobRun:
         self._store = store
         self._stop = stop
         self._try_token = secrets.token_hex(4)
+        self._lease = Lease(store, token=self._try_token, try_number=job.try_number)
         self._document: RunDocument | None = None
         """What would be begun anew."""
 
@@ -213,7 +215,9 @@ class _JobRun:
         )
         if after is None:
             opening.begin(self._store, document)
+            self._lease.take(utc_now())
         else:
+            self._lease.take(utc_now())
             log.warning("Beginning anew; what lies at %s is removed. Why: %s", self._store.uri, why)
             document = opening.restart(self._store, document)
         self._document = document
@@ -221,7 +225,8 @@ class _JobRun:
         return self._work(self._open(document))
 
     def _resume(self, document: RunDocument) -> dict[str, Any]:
-        """Go on with the run that lies there."""
+        """Go on with the run that lies there, once no other try writes to it any more."""
+        self._lease.take(utc_now())
         opened = self._open(document) if document.state == "open" else None
         if opened is not None and opened.ledger.finished:
             self._check_source(document, may_be_gone=True)
@@ -303,4 +308,6 @@ class _JobRun:
                 told=self._told,
             )
             run_apart(work, self._stop)
-        return finish(self._job, opened.document, self._store, ledger=opened.ledger, parts=opened.parts)
+        finished = finish(self._job, opened.document, self._store, ledger=opened.ledger, parts=opened.parts)
+        self._lease.release()
+        return finished

@@ -46,6 +46,7 @@ class BatchJob:
         rerun: do a finished run again.
         on_empty: what an input without rows means.
         epoch: equal in all tries of one task instance, different after it is cleared: a rerun happens once per clear.
+        try_number: Airflow's, which grows with every try, over clears, too: the newest may write.
         must_exist: an earlier try recorded that it began this run.
         flush_rows: see `Recorder`.
         flush_interval_s: see `Recorder`.
@@ -64,6 +65,7 @@ class BatchJob:
     terms: Terms
     tolerance: Tolerance
     epoch: int
+    try_number: int
     agreed: Mapping[str, Any]
     switch: HoldSwitch
     priority: int | None

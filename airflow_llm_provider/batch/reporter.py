@@ -16,7 +16,7 @@ from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.core.circuit import State
 from airflow_llm_provider.core.occupancy import Bound, occupancy_of, together
 from airflow_llm_provider.core.progress import Pace, PaceMeter
-from airflow_llm_provider.exceptions import StorageError
+from airflow_llm_provider.exceptions import RunStoppedError, StorageError
 from airflow_llm_provider.storage import layout
 
 if TYPE_CHECKING:
@@ -76,7 +76,11 @@ class Reporter:
         return self._eta_s
 
     async def run(self) -> None:
-        """Report until cancelled."""
+        """Report until cancelled.
+
+        Raises:
+            RunStoppedError: another try has taken the run over.
+        """
         loop = asyncio.get_running_loop()
         self._looked = self._began = _Sample(loop.time())
         next_log = loop.time() + LOG_INTERVAL_S
@@ -189,15 +193,20 @@ class Reporter:
             "servers": servers,
         }
         data = orjson.dumps(progress, option=orjson.OPT_APPEND_NEWLINE)
+        lost: RunStoppedError | None = None
         try:
             await asyncio.to_thread(self._store.write, layout.PROGRESS, data, durable=False)
         except StorageError as error:  # progress is for people; a run does not fail for it
             log.warning("progress.json could not be written: %s", error)
+        except RunStoppedError as error:  # another try has the run: it is found out here where no row settles
+            lost = error
         if self._told is not None:
             self._told_others = self._told_others or occupancy.others is not None
             others = 0 if self._told_others else None
             holds = replace(occupancy, others=others, waiting=others) if ended else occupancy
             await asyncio.to_thread(self._told, holds, replace(self._ledger.settled_here))
+        if lost is not None and not ended:
+            raise lost
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,7 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
         rerun=operator.rerun,
         on_empty=operator.on_empty,
         epoch=ti.max_tries,
+        try_number=ti.try_number,
         must_exist=marker.expects(uri, rerun=operator.rerun),
         flush_rows=values["flush_rows"].value,
         flush_interval_s=values["flush_interval_s"].value,

@@ -7,14 +7,15 @@
     manifest.json                     the run's summary, written last
     _run/run.json                     identity, fingerprint, source snapshot, chunk plan; before the first request
     _run/progress.json                overwritten every few seconds
+    _run/lease.json                   which try may write, while one works
     _run/journal/00042/<fingerprint>-<try>-00007.jsonl   settled rows of chunk 42, one object per flush
     _run/commits/<fingerprint>-<try>-00007.jsonl   summaries of committed chunks: a resume need not read their parts
-    _run/dead/00042-<fingerprint>.jsonl   dead letters of chunk 42, until the run's end assembles them
+    _run/dead/00042-<fingerprint>-<part>.jsonl   dead letters of chunk 42, until the run's end assembles them
     _run/tmp/                         files being written, where the storage is a file system
 
 Owns the names. `docs/run-format.md` describes the contents. `<try>` is a token that each try makes for itself, so that
 two tries never write the same journal object; `<fingerprint>`, so that what a try of an earlier generation writes late
-is never taken for this one's.
+is never taken for this one's; `<part>` is of the part's SHA-256, so that letters and part are always of the same try.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ FORMAT_VERSION = 1
 
 RUN = "_run/run.json"
 PROGRESS = "_run/progress.json"
+LEASE = "_run/lease.json"
 MANIFEST = "manifest.json"
 DEAD_LETTER = "dead-letter.jsonl"
 JOURNAL = "_run/journal"
@@ -60,6 +62,6 @@ def commits(fingerprint: str, try_token: str, sequence: int) -> str:
     return f"{COMMITS}/{fingerprint}-{try_token}-{sequence:05}.jsonl"
 
 
-def dead(chunk: int, fingerprint: str) -> str:
-    """The dead letters of one chunk."""
-    return f"{DEAD}/{chunk:05}-{fingerprint}.jsonl"
+def dead(chunk: int, fingerprint: str, part_sha256: str) -> str:
+    """The dead letters of one chunk, as its part of that content has them."""
+    return f"{DEAD}/{chunk:05}-{fingerprint}-{part_sha256[:12]}.jsonl"

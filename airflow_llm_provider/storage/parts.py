@@ -1,7 +1,10 @@
 """Parts: what a committed chunk becomes, and the record of what is committed.
 
 Owns the commit (dead letters, then the part, in one PUT or rename) and finding out, at a resume, which chunks have a
-part. Does not know the journal, which `batch.recorder` drops after the commit.
+part. Does not know the journal, which `batch.recorder` drops after the commit, nor who may write (`lease`).
+
+A part is put where none lies. Where one does, another try has committed the chunk, and that part counts: rows that were
+answered twice land once, and what a manifest says of a part stays true.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from airflow_llm_provider.storage.store import read_all
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from airflow_llm_provider.core.chunks import ChunkPlan
+    from airflow_llm_provider.core.chunks import Chunk, ChunkPlan
     from airflow_llm_provider.core.ledger import OpenChunk
     from airflow_llm_provider.storage.store import RunStore
 
@@ -45,18 +48,23 @@ class Parts:
         self._unrecorded: list[ChunkSummary] = []
 
     def commit(self, opened: OpenChunk) -> ChunkSummary:
-        """Put the chunk's part in place.
+        """Put the chunk's part in place; returns what the part that lies there says, which may be another try's.
 
         Its dead letters come first: a part says that nothing of the chunk is left to do.
         """
         number = opened.chunk.number
         settled = [opened.settled[index] for index in sorted(opened.settled)]
+        data = b"".join(row.line for row in settled)
+        summary = _summary(number, data, [(row.status, row.usage) for row in settled])
         letters = [row.dead_letter for row in settled if row.dead_letter is not None]
         if letters:
-            self._store.write(layout.dead(number, self._fingerprint), b"".join(letters))
-        data = b"".join(row.line for row in settled)
-        self._store.write(layout.part(number, self._fingerprint), data)
-        summary = _summary(number, data, [(row.status, row.usage) for row in settled])
+            self._store.write(layout.dead(number, self._fingerprint, summary.sha256), b"".join(letters))
+        name = layout.part(number, self._fingerprint)
+        if not self._store.put_new(name, data):
+            there = self._read(opened.chunk, name)
+            if there is not None:
+                return there
+            self._store.write(name, data)  # what lies there is damaged
         self._unrecorded.append(summary)
         return summary
 
@@ -84,7 +92,7 @@ class Parts:
             number = parsed[0]
             summary = records.get(number)
             if summary is None or summary.bytes != size_bytes:
-                summary = self._read(plan, number, name)
+                summary = self._read(plan.chunk(number), name)
             if summary is not None:
                 committed[number] = summary
         return committed
@@ -117,7 +125,7 @@ class Parts:
             StorageError: when letters are gone and never were assembled, too.
         """
         names = {
-            layout.dead(number, self._fingerprint): layout.part(number, self._fingerprint)
+            layout.dead(number, self._fingerprint, summary.sha256): layout.part(number, self._fingerprint)
             for number, summary in sorted(committed.items())
             if summary.errored
         }
@@ -160,11 +168,11 @@ class Parts:
                     continue
                 yield summary.number, summary
 
-    def _read(self, plan: ChunkPlan, number: int, name: str) -> ChunkSummary | None:
+    def _read(self, chunk: Chunk, name: str) -> ChunkSummary | None:
+        """What a part says; None where it does not hold its chunk's rows."""
         data = self._store.read(name)
         if data is None:
             return None
-        chunk = plan.chunk(number)
         try:
             rows = lines.decode_part(data)
         except ValueError as error:
@@ -173,7 +181,7 @@ class Parts:
         if [index for index, _, _ in rows] != list(range(chunk.first_index, chunk.first_index + chunk.rows)):
             log.warning("%s/%s does not hold its chunk's rows; the chunk is done again", self._store.uri, name)
             return None
-        summary = _summary(number, data, [(status, usage) for _, status, usage in rows])
+        summary = _summary(chunk.number, data, [(status, usage) for _, status, usage in rows])
         self._unrecorded.append(summary)
         return summary
 

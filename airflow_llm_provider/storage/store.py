@@ -96,12 +96,16 @@ class RunStore:
     Args:
         uri: the run's path, with a scheme; a connection may be named as in ``s3://conn@bucket/prefix``.
 
+    Attributes:
+        guard: called before anything is changed; what it raises keeps the change from being made.
+
     Raises:
         ConfigurationError: when no file system serves the URI's scheme.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
+        self.guard: Callable[[], None] | None = None
         self._fs, path = open_path(self.uri, what="result_path")
         self._root = path.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
@@ -129,6 +133,7 @@ class RunStore:
         Raises:
             StorageError: when it could not be written; the old object, if any, is then still there.
         """
+        self._look()
         with _naming(f"write {self.uri}/{name}"):
             if not self._local:
                 self._fs.pipe_file(self._at(name), data)
@@ -138,6 +143,7 @@ class RunStore:
 
     def write_from(self, name: str, pieces: Iterable[bytes]) -> None:
         """Like `write`, for an object too large to hold: spooled to a local file first."""
+        self._look()
         with _naming(f"write_from {self.uri}/{name}"), self._spooled(pieces, durable=True) as scratch:
             if self._local:
                 self._place(scratch, name, Path.replace, durable=True)
@@ -156,13 +162,28 @@ class RunStore:
         """
         if self.read(name) is not None:
             return False
-        with _naming(f"create {self.uri}/{name}"):
-            if self._local:
-                with self._spooled([data], durable=True) as scratch:
-                    self._place(scratch, name, _link, durable=True)
-            else:
-                self._put_new(name, data)
+        self.put_new(name, data)
         return self.read(name) == data
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Put the whole object in place unless one lies there; returns False where one does.
+
+        A store that knows no such condition replaces what somebody put there a moment ago. Where an answer was lost,
+        what lies there may be ours.
+
+        Raises:
+            StorageError: when it could not be found out or written.
+        """
+        self._look()
+        with _naming(f"create {self.uri}/{name}"):
+            if not self._local:
+                return self._put_new(name, data)
+            with self._spooled([data], durable=True) as scratch:
+                try:
+                    self._place(scratch, name, _link, durable=True)
+                except FileExistsError:
+                    return False
+            return True
 
     def list(self, prefix: str) -> dict[str, int]:
         """Names of all objects below the folder `prefix` ("" for the run itself) with their sizes in bytes.
@@ -182,11 +203,13 @@ class RunStore:
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects; those that are gone already are fine."""
+        self._look()
         for name in names:
             self._delete(name)
 
     def delete_folder(self, prefix: str) -> None:
         """Remove everything below the folder `prefix`."""
+        self._look()
         with _naming(f"delete_folder {self.uri}/{prefix}"):
             self._fs.invalidate_cache(self._at(prefix))
             try:
@@ -216,14 +239,20 @@ class RunStore:
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
-    def _put_new(self, name: str, data: bytes) -> None:
+    def _look(self) -> None:
+        if self.guard is not None:
+            self.guard()
+
+    def _put_new(self, name: str, data: bytes) -> bool:
         try:
             self._fs.pipe_file(self._at(name), data, mode="create")
         except FileExistsError:
-            return  # another's, or our own whose answer was lost: the caller looks
+            return False  # another's, or our own whose answer was lost
         except Exception:  # noqa: BLE001 - whatever a store or its client says that knows no such condition
-            if self.read(name) is None:
-                self._fs.pipe_file(self._at(name), data)
+            if self.read(name) is not None:
+                return False
+            self._fs.pipe_file(self._at(name), data)
+        return True
 
     @contextmanager
     def _spooled(self, pieces: Iterable[bytes], *, durable: bool) -> Iterator[Path]:
@@ -257,12 +286,14 @@ class RunStore:
 
 
 def _link(scratch: Path, target: Path) -> None:
-    """Give `scratch` the name `target` unless another file bears it."""
+    """Give `scratch` the name `target`; raises FileExistsError where another file bears it."""
     try:
         os.link(scratch, target)
     except FileExistsError:
-        return
+        raise
     except OSError:  # a file system without hard links
+        if target.exists():
+            raise FileExistsError(target) from None
         scratch.replace(target)
 
 

@@ -153,6 +153,7 @@ def _job(order: Order, notes: _Notes) -> BatchJob:
         control=WatchedLaw.of(policy, slots=order.slots, looks=notes.looks),
         tolerance=Tolerance(0.0),
         epoch=1,
+        try_number=1,
         agreed={},
         switch=HoldSwitch(lambda: None),
         priority=policy.priority,

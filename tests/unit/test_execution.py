@@ -9,7 +9,18 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from batch_fakes import IDENTITY, KilledStore, Try, job_of, kept_indices, part_lines, run, texts, write_rows
+from batch_fakes import (
+    IDENTITY,
+    HookedStore,
+    KilledStore,
+    Try,
+    job_of,
+    kept_indices,
+    part_lines,
+    run,
+    texts,
+    write_rows,
+)
 
 from airflow_llm_provider.batch import reporter
 from airflow_llm_provider.batch.clock import utc_now
@@ -153,12 +164,11 @@ def test_everything_journalled_and_nothing_committed(
 ) -> None:
     """Killed at the first part, with all rows in the journal: the next try sends nothing."""
 
-    class NoParts(RunStore):
-        def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+    class NoParts(HookedStore):
+        def before(self, name: str) -> None:
             if name.startswith("part-"):
                 # what a complete chunk had not journalled yet is lost with the process
                 raise StorageError("killed")
-            super().write(name, data, durable=durable)
 
     job = job_of(stub, source, chunk_rows=100, flush_rows=1, flush_interval_s=0.001)
     stub.behaviour.delay_s = 0.02  # so that rows settle one flush after another
@@ -253,11 +263,10 @@ def test_a_finished_run_is_still_stale_where_its_input_is_there_and_another(
 def test_where_only_the_manifest_is_missing_nothing_else_is_needed(
     stub: StubVLLM, tmp_path: Path, source: str, store: RunStore, folder: Path, *, gone: str
 ) -> None:
-    class NoManifest(RunStore):
-        def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+    class NoManifest(HookedStore):
+        def before(self, name: str) -> None:
             if name == "manifest.json":
                 raise StorageError("killed")
-            super().write(name, data, durable=durable)
 
     with pytest.raises(StorageError, match="killed"):
         run(job_of(stub, source), NoManifest(str(folder)))
@@ -585,11 +594,10 @@ def test_a_restarted_endpoint_is_waited_for(stub: StubVLLM, source: str, store: 
 def test_storage_that_fails_during_the_run_ends_the_try_and_the_next_goes_on(
     stub: StubVLLM, source: str, store: RunStore, folder: Path, prefix: str
 ) -> None:
-    class Full(RunStore):
-        def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+    class Full(HookedStore):
+        def before(self, name: str) -> None:
             if name.startswith(prefix):
                 raise StorageError("disk full")
-            super().write(name, data, durable=durable)
 
     stub.behaviour.delay_s = 0.02
     with pytest.raises(StorageError, match="disk full"):
@@ -602,11 +610,10 @@ def test_storage_that_fails_during_the_run_ends_the_try_and_the_next_goes_on(
 
 
 def test_progress_that_cannot_be_written_stops_nothing(stub: StubVLLM, source: str, folder: Path) -> None:
-    class NoProgress(RunStore):
-        def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+    class NoProgress(HookedStore):
+        def before(self, name: str) -> None:
             if name == "_run/progress.json":
                 raise StorageError("no")
-            super().write(name, data, durable=durable)
 
     assert run(job_of(stub, source), NoProgress(str(folder)))["counts"]["succeeded"] == 10
 
@@ -622,23 +629,14 @@ def test_stopped_before_anything(stub: StubVLLM, source: str, store: RunStore) -
     assert (stub.received, store.list("")) == (0, {})
 
 
-class StoppingStore(RunStore):
+class StoppingStore(HookedStore):
     """Sets the switch, twice, when an object of some name is written."""
 
     def __init__(self, uri: str, stop: StopSwitch, prefix: str) -> None:
         super().__init__(uri)
         self._stop_it, self._prefix = stop, prefix
 
-    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
-        super().write(name, data, durable=durable)
-        self._stop_at(name)
-
-    def create(self, name: str, data: bytes) -> bool:
-        created = super().create(name, data)
-        self._stop_at(name)
-        return created
-
-    def _stop_at(self, name: str) -> None:
+    def after(self, name: str) -> None:
         if name.startswith(self._prefix):
             self._stop_it.set("Stopped from outside")
             self._stop_it.set("again")

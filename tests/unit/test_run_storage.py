@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
-from batch_fakes import IDENTITY
+from batch_fakes import IDENTITY, HookedStore
 
 from airflow_llm_provider.core.chunks import ChunkPlan
 from airflow_llm_provider.core.ledger import Ledger, OpenChunk, SettledLine
@@ -256,12 +256,30 @@ def test_dead_letters_come_in_input_order_and_only_of_rows_that_errored(store: R
 def test_the_letters_lie_there_before_the_part(store: RunStore) -> None:
     order: list[str] = []
 
-    class Noting(RunStore):
-        def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+    class Noting(HookedStore):
+        def before(self, name: str) -> None:
             order.append(name)
 
-    parts(Noting(store.uri)).commit(complete(0, errors=frozenset({1})))
-    assert order == [layout.dead(0, OURS), layout.part(0, OURS)]
+    summary = parts(Noting(store.uri)).commit(complete(0, errors=frozenset({1})))
+    assert order == [layout.dead(0, OURS, summary.sha256), layout.part(0, OURS)]
+
+
+def test_a_chunk_that_another_try_has_committed_is_not_committed_again(store: RunStore) -> None:
+    """A write that was under way when its try lost the lease: what a manifest says of the part stays true."""
+    ours = parts(store, of_try="one").commit(complete(0, errors=frozenset({1})))
+    before = store.read(layout.part(0, OURS))
+    late = parts(store, of_try="two")
+    assert late.commit(complete(0, errors=frozenset({0, 2}))) == ours
+    assert store.read(layout.part(0, OURS)) == before
+    late.assemble_dead_letters({0: ours}, store.list(""))
+    assert [json.loads(line)["index"] for line in (store.read(layout.DEAD_LETTER) or b"").splitlines()] == [1]
+
+
+def test_a_damaged_part_is_put_again(store: RunStore) -> None:
+    store.write(layout.part(0, OURS), b"{half a li")
+    summary = parts(store).commit(complete(0))
+    assert len(store.read(layout.part(0, OURS)) or b"") == summary.bytes
+    assert reloaded(store) == {0: summary}
 
 
 # -- names

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
-from batch_fakes import IDENTITY, Try, job_of, part_lines, run, texts, write_rows
+from batch_fakes import IDENTITY, HookedStore, Try, job_of, part_lines, run, texts, write_rows
 
 from airflow_llm_provider.core.prompt import RequestSpec
 from airflow_llm_provider.exceptions import ForeignRunError, RunMissingError, RunStoppedError, StorageError
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-class Meeting(RunStore):
+class Meeting(HookedStore):
     """Storage at which something happens once: after a listing, or after some object was written.
 
     Args:
@@ -61,8 +61,7 @@ class Meeting(RunStore):
             self._now()
         return found
 
-    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
-        super().write(name, data, durable=durable)
+    def after(self, name: str) -> None:
         if name.startswith(self._when):
             self._now()
 
@@ -115,7 +114,7 @@ def test_a_late_try_of_the_same_run_does_not_begin_it_again(stub: StubVLLM, sour
 def theirs(folder: Path, **fields: Any) -> None:
     """Another run has written its document over ours, and has committed a chunk, letters included."""
     change_run(folder, **fields)
-    for name in (FOREIGN_PART, layout.dead(0, "ba9876543210"), layout.DEAD_LETTER):
+    for name in (FOREIGN_PART, layout.dead(0, "ba9876543210", "0123"), layout.DEAD_LETTER):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"theirs")
 
@@ -137,7 +136,7 @@ def test_who_was_overwritten_touches_nothing_and_says_so(
     store = Meeting(str(folder), "part-00002", lambda: theirs(folder, **fields))
     with pytest.raises(error, match=words):
         run(job_of(stub, source), store)
-    for name in (FOREIGN_PART, layout.dead(0, "ba9876543210"), layout.DEAD_LETTER):
+    for name in (FOREIGN_PART, layout.dead(0, "ba9876543210", "0123"), layout.DEAD_LETTER):
         assert (folder / name).read_bytes() == b"theirs"
     assert not (folder / layout.MANIFEST).exists()
 

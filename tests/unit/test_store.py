@@ -128,6 +128,30 @@ def test_who_comes_second_or_is_overwritten_is_told(how: str, comes: str, stands
     assert store.read("a") == stands
 
 
+@pytest.mark.parametrize(
+    ("how", "put", "stands"),
+    [("refuses", False, b"theirs"), ("cannot", False, b"theirs"), ("ignores", True, b"ours")],
+)
+def test_what_lies_there_is_replaced_only_where_the_store_knows_no_condition(
+    how: str, *, put: bool, stands: bytes
+) -> None:
+    store = memory_store()
+    store._fs = Rival(store._fs, how, "before", b"theirs")
+    assert store.put_new("a", b"ours") is put
+    assert store.read("a") == stands
+
+
+def test_puts_what_is_new_and_nothing_else_on_files(tmp_path: Path, mocker: MockerFixture) -> None:
+    store = RunStore(str(tmp_path))
+    assert store.put_new("a", b"ours")
+    assert not store.put_new("a", b"theirs")
+    mocker.patch("os.link", side_effect=PermissionError(errno.EPERM, "Operation not permitted"))
+    assert not store.put_new("a", b"theirs")
+    assert store.put_new("b", b"ours")
+    assert (store.read("a"), store.read("b")) == (b"ours", b"ours")
+    assert not list((tmp_path / "_run" / "tmp").iterdir())
+
+
 def test_an_answer_that_was_lost_does_not_make_us_our_own_rival() -> None:
     """The client library sends the request again, and is refused by what its first one wrote."""
     store = memory_store()

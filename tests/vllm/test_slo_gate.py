@@ -145,6 +145,7 @@ class Batch:
             switch=HoldSwitch(lambda: None),
             tolerance=Tolerance(1.0),
             epoch=0,
+            try_number=1,
             **DEFAULTS,
         )
         self.task = asyncio.create_task(asyncio.to_thread(run_job, job, RunStore(f"file://{folder}"), self.stop))
