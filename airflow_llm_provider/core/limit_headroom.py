@@ -278,7 +278,7 @@ class HeadroomLimit:
             self._arrivals.learn(now, min(above, came) if self._arrivals.calm(now) else came)
         elif came and (not self._arrivals.calm(now) or (self._turns.state is State.HOLDING and not self._wavers)):
             self._arrivals.busy(now)
-            self._arrivals.expect(self._cautious)
+            self._arrivals.expect(self._cautious)  # how many came cannot be told from other tasks
 
     def _take_turns(self, now: float, total: int, own: int) -> None:
         was = self._turns.state

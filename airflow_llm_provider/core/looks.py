@@ -111,7 +111,7 @@ class Looks:
             sees_room: whether it saw room, and may take it after a few more looks.
         """
         if sees_room:
-            return 2 * load.cost_s / LOOK_BUDGET
+            return 2 * load.cost_s / LOOK_BUDGET  # half of the budget each: several may see the same room
         mean_s = min(LONGEST_WAIT_S, max(load.cost_s / LEAST_BUDGET, waited_s * load.cost_s / WAITING_BUDGET))
         return self.about(mean_s)
 
