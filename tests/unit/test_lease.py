@@ -186,8 +186,9 @@ def test_a_try_that_was_given_up_for_dead_ends_before_its_next_write(
         run(job_of(stub, source, try_number=2), RunStore(str(folder)))
         then.update(everything(folder))
 
+    stub.behaviour.delay_s = 0.02  # rows settle one after another, or a chunk would be whole before any is journalled
     with pytest.raises(RunStoppedError, match="is gone, so another try has finished the run"):
-        run(job_of(stub, source, flush_rows=1), Overtaken(str(folder), at, next_try))
+        run(job_of(stub, source, flush_rows=1, max_in_flight=1), Overtaken(str(folder), at, next_try))
     assert everything(folder) == then
     check_whole(folder, 10)
     assert not (folder / layout.LEASE).exists()
