@@ -53,8 +53,14 @@ def find(store: RunStore, identity: RunIdentity, *, must_exist: bool) -> Found:
         StorageError: it could not be found out.
     """
     data = store.read(layout.RUN)
+    if data is None and (result := _any_result(store)) is not None:
+        data = store.read(layout.RUN)  # another try may have begun the run between both looks
+        if data is None:
+            raise ForeignRunError(
+                f"{store.uri} holds {result} and no {layout.RUN} that would explain it. "
+                "Give another result_path, or move the folder away"
+            )
     if data is None:
-        _check_empty(store)
         if must_exist:
             raise RunMissingError(
                 f"An earlier try of this task began its run at {store.uri}, and no run lies there now. "
@@ -165,14 +171,9 @@ def _manifest(store: RunStore, document: RunDocument) -> dict[str, Any] | None:
     return manifest if manifest.get("generation") == document.generation else None
 
 
-def _check_empty(store: RunStore) -> None:
-    results = [
-        name
-        for name in store.list("")
-        if name in (layout.MANIFEST, layout.DEAD_LETTER) or layout.parse_part(name) or name.startswith("_run/")
-    ]
-    if results:
-        raise ForeignRunError(
-            f"{store.uri} holds {results[0]} and no {layout.RUN} that would explain it. "
-            "Give another result_path, or move the folder away"
-        )
+def _any_result(store: RunStore) -> str | None:
+    """An object there that only a run writes; None where there is none."""
+    for name in store.list(""):
+        if name in (layout.MANIFEST, layout.DEAD_LETTER) or layout.parse_part(name) or name.startswith("_run/"):
+            return name
+    return None

@@ -223,3 +223,22 @@ def test_an_unfinished_run_goes_on_under_the_next_tries_lease(stub: StubVLLM, so
     run(job_of(stub, source, try_number=2), RunStore(str(folder)))
     check_whole(folder, 10)
     assert not (folder / layout.LEASE).exists()
+
+
+def test_a_run_that_another_try_begins_between_two_looks_is_no_foreign_one(
+    stub: StubVLLM, source: str, folder: Path
+) -> None:
+    class Late(RunStore):
+        """Sees no run, and then what the other try has begun meanwhile."""
+
+        looked = False
+
+        def list(self, prefix: str) -> dict[str, int]:
+            if not self.looked:
+                self.looked = True
+                run(job_of(stub, source), RunStore(str(folder)))
+            return super().list(prefix)
+
+    assert run(job_of(stub, source, try_number=2), Late(str(folder)))["counts"]["succeeded"] == 10
+    assert stub.received == 10
+    check_whole(folder, 10)
