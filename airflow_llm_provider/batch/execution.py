@@ -33,6 +33,7 @@ from airflow_llm_provider.exceptions import (
     RunStoppedError,
     SourceError,
     StaleRunError,
+    StorageError,
 )
 from airflow_llm_provider.storage import layout, opening
 from airflow_llm_provider.storage.document import RunDocument
@@ -146,7 +147,18 @@ class _JobRun:
         self._check_source(document, may_be_gone=True)
         when = found.manifest["finished_at"]
         log.info("This run finished at %s; nothing is sent. rerun=True does it again", when)
+        self._tidy()
         return found.manifest
+
+    def _tidy(self) -> None:
+        """Remove what a try that was killed at its very end left of a finished run; if that can't be, it may stay."""
+        try:
+            if not opening.is_tidy(self._store):
+                self._lease.take(utc_now())
+                opening.tidy(self._store)
+                self._lease.release()
+        except (RunStoppedError, StorageError) as error:
+            log.info("What only a resume would have needed stays there: %s", error)
 
     def _shaping(self) -> dict[str, Any]:
         """Everything that shapes an answer and is known before the endpoint is asked; no URLs, keys or headers."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from airflow_llm_provider.core.identity import RunIdentity
     from airflow_llm_provider.storage.store import RunStore
 
+_FOR_RESUMES = (layout.JOURNAL, layout.COMMITS, layout.DEAD)
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -126,7 +128,7 @@ def finish_clearing(store: RunStore, document: RunDocument) -> RunDocument:
     # The manifest goes first: while it stands, readers may rely on what it names.
     store.delete(name for name in (layout.MANIFEST, layout.DEAD_LETTER, layout.PROGRESS) if name in listing)
     store.delete(name for name in listing if layout.parse_part(name))
-    for folder in (layout.JOURNAL, layout.COMMITS, layout.DEAD):
+    for folder in _FOR_RESUMES:
         store.delete_folder(folder)
     opened = document.opened()
     confirm(store, opened)
@@ -137,7 +139,17 @@ def finish_clearing(store: RunStore, document: RunDocument) -> RunDocument:
 def finish(store: RunStore, manifest: dict[str, Any]) -> None:
     """Write the manifest, the last thing a run writes, then remove what only a resume would have needed."""
     store.write(layout.MANIFEST, orjson.dumps(manifest, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_INDENT_2))
-    for folder in (layout.JOURNAL, layout.COMMITS, layout.DEAD):
+    tidy(store)
+
+
+def is_tidy(store: RunStore) -> bool:
+    """Whether nothing lies there that only a resume would have needed: a try may be killed at its very end."""
+    return not any(name.startswith((*_FOR_RESUMES, layout.LEASE)) for name in store.list("_run"))
+
+
+def tidy(store: RunStore) -> None:
+    """Remove what only a resume would have needed, of a finished run."""
+    for folder in _FOR_RESUMES:
         store.delete_folder(folder)
     store.clear_scratch()
 

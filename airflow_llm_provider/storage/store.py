@@ -51,6 +51,12 @@ def storage_error(what: str, error: Exception) -> StorageError:
         advice = "The disk is full: free space and let the task try again"
     elif isinstance(error, PermissionError):
         advice = "Permission is denied: check the storage connection's rights"
+    elif type(error).__name__ == "FlexibleChecksumError":  # botocore's, which need not be installed
+        advice = (
+            "Either the data was damaged on its way, or this store answers a part of an object with the whole's "
+            "checksum, as some do that are not Amazon's: then set response_checksum_validation to 'when_required' in "
+            "the connection's config_kwargs"
+        )
     else:
         advice = "Nothing is lost; the next try reads it again"
     return StorageError(f"Storage failed at: {what}: {type(error).__name__}: {error}. {advice}")

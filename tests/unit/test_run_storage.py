@@ -485,3 +485,26 @@ def test_the_manifest_counts_and_the_xcom_is_small(store: RunStore) -> None:
     small = manifest.for_xcom(built)
     assert "chunks" not in small
     assert small["counts"] == built["counts"]
+
+
+# -- listings that are late
+
+
+class LateListing(RunStore):
+    """A store whose listing does not show everything yet."""
+
+    def list(self, prefix: str) -> dict[str, int]:
+        return {name: size for name, size in super().list(prefix).items() if layout.parse_part(name) is None}
+
+
+def test_a_part_that_a_listing_does_not_show_yet_is_found_by_its_record(store: RunStore) -> None:
+    first = parts(store)
+    summary = first.commit(complete(0))
+    first.record()
+    late = LateListing(store.uri)
+    assert parts(late).load(PLAN, late.list("")) == {0: summary}
+    parts(late).check({0: summary}, late.list(""))
+    store.delete([layout.part(0, OURS)])
+    assert parts(late).load(PLAN, late.list("")) == {}
+    with pytest.raises(StorageError, match="is gone now"):
+        parts(late).check({0: summary}, late.list(""))

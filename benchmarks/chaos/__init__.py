@@ -1,0 +1,1 @@
+"""Kills, on purpose and by the thousand: see `__main__`."""

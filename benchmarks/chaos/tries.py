@@ -1,0 +1,97 @@
+"""Tries as processes: started from one that has imported everything, awaited with a bound, killed by their id.
+
+Owns the processes. What they do is `try_process`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.chaos import try_process
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerProcess
+
+    from benchmarks.chaos.try_process import Order
+
+PATIENCE_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a try ended.
+
+    Attributes:
+        killed: by SIGKILL.
+        manifest: where it finished.
+        error: where it said that it failed.
+        changes: to files below its run's path, where it was not killed.
+    """
+
+    killed: bool
+    manifest: dict[str, Any] | None = None
+    error: str | None = None
+    changes: int = 0
+
+
+class RunningTry:
+    """A try that works.
+
+    Args:
+        order: what it is told.
+
+    Raises:
+        RuntimeError: when it is awaited, and ended in a way that no try may.
+    """
+
+    _context = multiprocessing.get_context("forkserver")
+    # Each process imports the main module again, which is quick where all that it imports is there.
+    _context.set_forkserver_preload([try_process.__name__, "benchmarks.chaos.__main__"])
+
+    def __init__(self, order: Order) -> None:
+        self._hears, tells = self._context.Pipe(duplex=False)
+        self._process: ForkServerProcess = self._context.Process(target=try_process.work, args=(order, tells))
+        self._process.start()
+        tells.close()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid or 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.is_alive()
+
+    def kill(self) -> None:
+        """SIGKILL, now."""
+        self._process.kill()
+
+    def end(self) -> End:
+        """Wait for it."""
+        try:
+            told = self._hears.recv() if self._hears.poll(PATIENCE_S) else None
+        except EOFError:
+            told = {}
+        if told is None:
+            self._process.kill()
+        self._process.join(PATIENCE_S)
+        code = self._process.exitcode
+        self._process.close()
+        self._hears.close()
+        if told is None:
+            raise RuntimeError(f"A try did not end within {PATIENCE_S:g} s")
+        if code == -signal.SIGKILL and not told:
+            return End(killed=True)
+        if not told:
+            raise RuntimeError(f"A try ended with exit code {code} and no word; see its traceback above")
+        return End(killed=False, manifest=told.get("manifest"), error=told.get("error"), changes=told["changes"])
+
+
+def run(order: Order) -> End:
+    """One try, to its end."""
+    return RunningTry(order).end()

@@ -1,0 +1,51 @@
+"""A short chaos: processes killed at every third of their changes to files; bugs put in on purpose are found."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airflow_llm_provider.testing import StubVLLM
+from benchmarks.chaos import files
+from benchmarks.chaos.scene import refuse, write_source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from benchmarks.chaos.scene import Tally
+
+
+@pytest.fixture
+def stub() -> Iterator[StubVLLM]:
+    with StubVLLM(fault=refuse, delay_s=0.002) as running:
+        yield running
+
+
+def check(tally: Tally, kills: int) -> None:
+    assert tally.kills >= kills
+    assert tally.runs > kills // 8
+    assert not tally.broken
+
+
+def test_killed_at_each_change(tmp_path: Path, stub: StubVLLM) -> None:
+    made = files.Files(tmp_path / "runs", write_source(tmp_path / "rows.jsonl"), stub)
+    check(made.at_each_change(torn=True, step=3), kills=15)
+
+
+def test_killed_again_and_again(tmp_path: Path, stub: StubVLLM) -> None:
+    seed = Random().randrange(1 << 31)
+    print(f"seed {seed}")  # noqa: T201 - it is shown where the test fails
+    made = files.Files(tmp_path / "runs", write_source(tmp_path / "rows.jsonl"), stub)
+    check(made.again_and_again(25, Random(seed)), kills=25)
+
+
+@pytest.mark.parametrize(
+    ("plant", "words"), [("journal-first", "asked for again"), ("letters-last", "no try of twenty ends well")]
+)
+def test_a_bug_put_in_on_purpose_is_found(tmp_path: Path, stub: StubVLLM, plant: files.Plant, words: str) -> None:
+    made = files.Files(tmp_path / "runs", write_source(tmp_path / "rows.jsonl"), stub, plant=plant)
+    tally = made.at_each_change(torn=False)
+    assert any(words in broken for broken in tally.broken)
