@@ -99,8 +99,7 @@ class Scene:
         self._bad = [REFUSED, NO_JSON] if refuses else [NO_JSON]
         self._once = once
         self._asked: set[int] = set()  # in this generation
-        self._kept: set[int] = set()
-        self._generation = 1
+        self._generation, self._kept = kept_rows(store)  # what a try before has left
 
     def attempt(self, order: Order, act: Callable[[RunningTry], None] = lambda _: None) -> End:
         """One try, to its end or its death; `act` may kill it, or others."""

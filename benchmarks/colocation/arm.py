@@ -9,6 +9,7 @@ to an answer whose end was seen. Everything noted is moved to the traffic's zero
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 import time
 from dataclasses import dataclass
@@ -79,6 +80,20 @@ class Arm:
             for sample in self.samples
             if sample.ttft_s is not None and phase in (None, self.traffic.phase_at(sample.arrival.at_s))
         ]
+
+    def found_full(self) -> list[bool]:
+        """For each of real-time's requests, whether real-time itself held all slots when it came.
+
+        It waits then whatever batch does: for a slot of its own kind.
+        """
+        ends: list[float] = []
+        full = []
+        for sample in self.samples:  # in the order in which they were sent
+            while ends and ends[0] <= sample.sent_s:
+                heapq.heappop(ends)
+            full.append(len(ends) >= self.slots)
+            heapq.heappush(ends, sample.ended_s)
+        return full
 
     @property
     def failed(self) -> list[str]:

@@ -53,6 +53,22 @@ class Row:
         return quantile([each for arm in self.arms for each in arm.ttft_s(phase)], share)
 
     @property
+    def found_full(self) -> float:
+        """The share of real-time's requests that came when real-time itself held all slots."""
+        return sum(full for arm in self.arms for full in arm.found_full()) / max(1, self.requests)
+
+    @property
+    def else_p99_s(self) -> float:
+        """The 99th percentile of all others: these would have found a slot if batch had held none."""
+        waits = [
+            sample.ttft_s
+            for arm in self.arms
+            for sample, full in zip(arm.samples, arm.found_full(), strict=True)
+            if sample.ttft_s is not None and not full
+        ]
+        return quantile(waits, 0.99)
+
+    @property
     def requests(self) -> int:
         """Of real-time."""
         return sum(len(arm.samples) for arm in self.arms)
@@ -120,6 +136,8 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         "p50",
         "p95",
         "p99",
+        "found full",
+        "else p99",
         *inside,
         "tok/s",
         "of oracle",
@@ -134,6 +152,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     yield "|" + "---|" * len(heads)
     for row in rows:
         cells = [row.name, *(_ms(row.ttft_s(share)) for share in QUANTILES)]
+        cells += [_percent(row.found_full), _ms(row.else_p99_s)] if row.requests else ["–", "–"]
         cells += [_ms(row.ttft_s(0.95, phase)) for phase in phases] if inside else []
         batch = bool(row.arms[0].processes)
         cells += [f"{row.batch_per_s:.0f}" if batch else "–", _percent(row.of_oracle)]

@@ -42,10 +42,13 @@ def test_killed_again_and_again(tmp_path: Path, stub: StubVLLM) -> None:
     check(made.again_and_again(25, Random(seed)), kills=25)
 
 
-@pytest.mark.parametrize(
-    ("plant", "words"), [("journal-first", "asked for again"), ("letters-last", "no try of twenty ends well")]
-)
-def test_a_bug_put_in_on_purpose_is_found(tmp_path: Path, stub: StubVLLM, plant: files.Plant, words: str) -> None:
-    made = files.Files(tmp_path / "runs", write_source(tmp_path / "rows.jsonl"), stub, plant=plant)
+def test_a_journal_dropped_before_its_part_lies_there_is_found(tmp_path: Path, stub: StubVLLM) -> None:
+    made = files.Files(tmp_path / "runs", write_source(tmp_path / "rows.jsonl"), stub, plant="journal-first")
+    tally = made.at_each_change_of_the_next()
+    assert any("lay there, and do not any more" in broken for broken in tally.broken)
+
+
+def test_dead_letters_written_after_their_part_are_found(tmp_path: Path, stub: StubVLLM) -> None:
+    made = files.Files(tmp_path / "runs", write_source(tmp_path / "rows.jsonl"), stub, plant="letters-last")
     tally = made.at_each_change(torn=False)
-    assert any(words in broken for broken in tally.broken)
+    assert any("The dead letters of" in broken for broken in tally.broken)
