@@ -204,14 +204,16 @@ _CONFIG: dict[str, Any] = {
                 "version_added": "0.1.0",
             },
             "flush_interval_s": {
-                "description": "Seconds after which settled rows are journalled at the latest.",
+                "description": "Seconds after which settled rows are journalled in a try's first minute. It grows with "
+                "the root of the try's age, to 7.5 times as long.",
                 "type": "float",
                 "example": "5.0",
                 "default": "2.0",
                 "version_added": "0.1.0",
             },
             "flush_rows": {
-                "description": "Settled rows after which they are journalled at the latest.",
+                "description": "Settled rows after which they are journalled sooner, but not within "
+                "2 s of the last time.",
                 "type": "integer",
                 "example": "500",
                 "default": "100",

@@ -52,8 +52,8 @@ with DAG(
         """Put all answers into one file beside the parts, for whoever asked; return where it lies."""
         folder = ObjectStoragePath(manifest["result_path"])
         parts = sorted(folder.glob("part-*.jsonl"), key=str)
-        rows = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
-        texts = [f"{row['custom_id']}\n{row['output'] or row['error']['message']}\n" for row in rows]
+        rows = [json.loads(line) for part in parts for line in part.read_bytes().splitlines()]
+        texts = [f"{row['custom_id']}\n{row['error']['message'] if row['error'] else row['output']}\n" for row in rows]
         (folder / "answers.txt").write_text("\n".join(texts))
         return str(folder / "answers.txt")
 

@@ -106,7 +106,7 @@ with DAG(
     def show(manifest: Any) -> None:
         """Log the first summaries; a real DAG would load them into a table."""
         part = next(ObjectStoragePath(manifest["result_path"]).glob("part-*.jsonl"))
-        for line in part.read_text().splitlines()[:5]:
+        for line in part.read_bytes().splitlines()[:5]:
             row = json.loads(line)
             log.info(f"{row['custom_id']}: {row['output']}")
         log.info(f"{manifest['counts']} in {manifest['duration_s']} s: {manifest['parts']}")

@@ -267,7 +267,7 @@ def _say_results(airflow: LocalAirflow, run_id: str) -> None:
     manifest = airflow.rest.xcom(DAG_ID, run_id, TASK_ID)
     folder = _results_folder(run_id)
     parts = sorted(folder.glob("part-*.jsonl"))
-    rows = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
+    rows = [json.loads(line) for part in parts for line in part.read_bytes().splitlines()]
     _say("\nSummaries (a model this small writes readable and often wrong ones)")
     for row in [row for row in rows if row["status"] == "succeeded"][:SHOWN_SUMMARIES]:
         _say(f"  {row['custom_id']}: {' '.join(row['output'].split())}")

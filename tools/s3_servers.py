@@ -123,7 +123,6 @@ class Said:
         after: whether the server was given the request first, so that only the answer is lost.
         half: whether it was given half of it.
         kept_back: whether it gets the request when `S3Proxy.deliver` is called.
-        hang_s: so long nothing is said before.
         first: called before anything else.
     """
 
@@ -132,7 +131,6 @@ class Said:
     after: bool = False
     half: bool = False
     kept_back: bool = False
-    hang_s: float = 0.0
     first: Callable[[], object] = lambda: None
 
 
@@ -220,7 +218,6 @@ class S3Proxy:
         if said.kept_back:
             self._waiting.append((request, body))
             self.kept_back = True
-        await asyncio.sleep(said.hang_s)
         if not said.status:
             if request.transport is not None:
                 request.transport.abort()

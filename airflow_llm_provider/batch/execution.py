@@ -117,20 +117,22 @@ class _JobRun:
         self._stop = stop
         self._try_token = secrets.token_hex(4)
         self._lease = Lease(store, token=self._try_token, try_number=job.try_number)
-        self._document: RunDocument | None = None
+        self._anew: opening.Found | None = None
         """What would be begun anew."""
 
     def run(self) -> dict[str, Any]:
         job = self._job
         found = opening.find(self._store, job.identity, must_exist=job.must_exist and not job.rerun)
-        self._document = found.document
+        self._anew = found
         try:
             finished = self._begin_or_go_on(found)
         except (StaleRunError, SourceError) as error:
             # Once per try: a model or an input that changes again and again would be begun anew for ever.
-            if job.on_stale != "restart" or self._document is None:
+            if job.on_stale != "restart" or self._anew is None or self._anew.document is None:
                 raise
-            finished = self._begin(after=self._document, why=str(error))
+            if self._lease.taken:
+                self._lease.check()
+            finished = self._begin(self._anew, why=str(error))
         return judge(job, finished)
 
     # -- find, begin, resume
@@ -138,23 +140,48 @@ class _JobRun:
     def _begin_or_go_on(self, found: opening.Found) -> dict[str, Any]:
         document = found.document
         if document is None:
-            return self._begin(after=None, why=None)
+            return self._begin(found, why=None)
         if self._asked_to_rerun(found):  # whatever has changed since: that may be why
-            return self._begin(after=document, why="rerun=True")
+            return self._begin(found, why="rerun=True")
         self._check_shaping(document)
         if found.manifest is None:
-            return self._resume(document)
+            return self._resume(document, found)
         self._check_source(document, may_be_gone=True)
         when = found.manifest["finished_at"]
         log.info("This run finished at %s; nothing is sent. rerun=True does it again", when)
-        self._tidy()
+        self._tidy(lambda: self._take(found))
         return found.manifest
 
-    def _tidy(self) -> None:
-        """Remove what a try that was killed at its very end left of a finished run; if that can't be, it may stay."""
+    def _take(self, found: opening.Found) -> dict[str, Any] | None:
+        """Take the lease, and look whether all is as it was when it was decided what to do of it.
+
+        Getting so far may have taken minutes, or an hour in a machine that stood still: a source is read, a server is
+        asked. Another try may have begun the run anew in the meantime.
+
+        Returns:
+            The manifest, where there is one, now.
+
+        Raises:
+            RunStoppedError: it has, or a newer try holds the lease.
+        """
+        self._lease.take(utc_now())
+        now = opening.find(self._store, self._job.identity, must_exist=False)
+        if not now.is_as(found):
+            raise RunStoppedError(
+                f"The run at {self._store.uri} was changed by another try while this one was getting ready. This one "
+                "ends; the next sees what is there"
+            )
+        return now.manifest
+
+    def _tidy(self, take: Callable[[], object]) -> None:
+        """Remove what a finished run needs no more; what can't be removed may stay.
+
+        Args:
+            take: takes the lease, where it is not held.
+        """
         try:
             if not opening.is_tidy(self._store):
-                self._lease.take(utc_now())
+                take()
                 opening.tidy(self._store)
                 self._lease.release()
         except (RunStoppedError, StorageError) as error:
@@ -201,9 +228,10 @@ class _JobRun:
     def _asked_to_rerun(self, found: opening.Found) -> bool:
         return self._job.rerun and found.manifest is not None and found.manifest.get("epoch") != self._job.epoch
 
-    def _begin(self, *, after: RunDocument | None, why: str | None) -> dict[str, Any]:
-        """Scan, write the intent of a first generation, or of the next one in place of `after`, and work it off."""
-        self._document = None  # until the intent is written: what goes wrong before is nothing to begin anew for
+    def _begin(self, found: opening.Found, *, why: str | None) -> dict[str, Any]:
+        """Scan, write the intent of a first generation, or of one more in place of what was found, and work it off."""
+        after = found.document
+        self._anew = None  # until the intent is written: what goes wrong before is nothing to begin anew for
         self._await_release(Earlier())
         log.info("Reading the source once, to count, pin and check it")
         scan = self._job.source.scan(self._job.chunk_rows)
@@ -214,11 +242,14 @@ class _JobRun:
         shaping = self._shaping()
         if rows:
             self._check_sample(scan, served["model"])
+        generation = after.generation + 1 if after else 1
+        # Of another generation all names are others: what a try of before writes or removes late is none of ours.
+        again = {"generation": generation} if generation > 1 else {}
         document = RunDocument(
             identity=self._job.identity,
-            generation=after.generation + 1 if after else 1,
+            generation=generation,
             state="clearing" if after else "open",
-            fingerprint=fingerprint({**shaping, "content": scan.digest, "root": served.get("root")}),
+            fingerprint=fingerprint({**shaping, **again, "content": scan.digest, "root": served.get("root")}),
             shaping=shaping,
             served=served,
             snapshot=scan.snapshot,
@@ -229,16 +260,20 @@ class _JobRun:
             opening.begin(self._store, document)
             self._lease.take(utc_now())
         else:
-            self._lease.take(utc_now())
+            self._take(found)
             log.warning("Beginning anew; what lies at %s is removed. Why: %s", self._store.uri, why)
             document = opening.restart(self._store, document)
-        self._document = document
+        self._anew = opening.Found(document, None)
         log.info("Begun: %s rows in %s chunks at %s", f"{rows:,}", f"{len(scan.plan):,}", self._store.uri)
         return self._work(self._open(document))
 
-    def _resume(self, document: RunDocument) -> dict[str, Any]:
+    def _resume(self, document: RunDocument, found: opening.Found) -> dict[str, Any]:
         """Go on with the run that lies there, once no other try writes to it any more."""
-        self._lease.take(utc_now())
+        manifest = self._take(found)
+        if manifest is not None:
+            log.info("Another try finished this run while this one was getting ready")
+            self._tidy(lambda: None)
+            return manifest
         opened = self._open(document) if document.state == "open" else None
         if opened is not None and opened.ledger.finished:
             self._check_source(document, may_be_gone=True)
@@ -254,7 +289,9 @@ class _JobRun:
         if document.plan.chunk_rows != self._job.chunk_rows:
             log.info("The run goes on with the chunk_rows it began with, %d", document.plan.chunk_rows)
         if opened is None:
-            opened = self._open(opening.finish_clearing(self._store, document))
+            document = opening.finish_clearing(self._store, document)
+            self._anew = opening.Found(document, None)
+            opened = self._open(document)
         return self._work(opened)
 
     def _await_release(self, earlier: Earlier) -> None:
@@ -296,6 +333,11 @@ class _JobRun:
     def _open(self, document: RunDocument) -> _Opened:
         """Find out what is done of the run."""
         listing = self._store.list("")
+        if layout.RUN not in listing:
+            raise StorageError(
+                f"A listing of {self._store.uri} does not show {layout.RUN}, which lies there: it is late, or another "
+                "server answered. Nothing is lost; the next try lists it again"
+            )
         parts = Parts(self._store, document.fingerprint, self._try_token)
         ledger = Ledger(document.plan, parts.load(document.plan, listing))
         found = (name for name in listing if name.startswith(f"{layout.JOURNAL}/"))
@@ -321,5 +363,5 @@ class _JobRun:
             )
             run_apart(work, self._stop)
         finished = finish(self._job, opened.document, self._store, ledger=opened.ledger, parts=opened.parts)
-        self._lease.release()
+        self._tidy(lambda: None)
         return finished

@@ -44,7 +44,7 @@ class Preparer:
             path, body = self._template.build(fields)
             body = self._prioritised(_streaming(body))
             return RowRequest(row.index, label, path, orjson.dumps(body), row.position, _sequences(body))
-        except (RowRejectedError, TypeError) as error:  # TypeError: a value that JSON cannot say
+        except (RowRejectedError, TypeError) as error:  # TypeError: a value that JSON cannot say, or too deeply nested
             message = f"{row.position}: {error}".encode("utf-8", "replace").decode()  # may quote half a surrogate pair
             return BadRow(row.index, label, row.position, message, _raw(row.raw))
 
@@ -53,8 +53,9 @@ class Preparer:
             return body
         own = body.get("priority", self._priority)
         if not isinstance(own, int) or own < self._priority:
+            shown = own if isinstance(own, int) else f"a {type(own).__name__}"
             raise RowRejectedError(
-                f"its priority is {own!r}; the run's is {self._priority}, and lower ones run earlier"
+                f"its priority is {shown}; the run's is {self._priority}, and lower ones run earlier"
             )
         return {**body, "priority": own}
 
@@ -103,5 +104,9 @@ def _sequences(body: Mapping[str, Any]) -> int:
 
 
 def _raw(raw: bytes | Mapping[str, Any]) -> str:
-    text = raw[: 4 * _RAW_CHARS].decode("utf-8", "replace") if isinstance(raw, bytes) else repr(raw)
-    return text[:_RAW_CHARS]
+    if isinstance(raw, bytes):
+        return raw[: 4 * _RAW_CHARS].decode("utf-8", "replace")[:_RAW_CHARS]
+    try:
+        return repr(raw)[:_RAW_CHARS]
+    except RecursionError:
+        return "a row that is nested too deeply to be shown"

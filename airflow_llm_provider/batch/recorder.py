@@ -1,7 +1,7 @@
 """Settled rows on their way to storage: journal flushes, commits, and the ledger told afterwards.
 
-Owns when a flush is due. Does not know requests in flight. All storage work happens in one thread at a time, so
-objects are written in the order in which this module asks for them.
+Does not know when a flush is due (`core.flush_clock`), nor requests in flight. All storage work happens in one thread
+at a time, so objects are written in the order in which this module asks for them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+from airflow_llm_provider.core.flush_clock import FlushClock
 from airflow_llm_provider.core.request import BadRow, Outcome, RowError, RowRequest, Status
 from airflow_llm_provider.storage.lines import encode_dead_letter, encode_outcome
 
@@ -27,8 +28,8 @@ class Recorder:
         ledger: the run's bookkeeping.
         journal: where settled rows of open chunks go.
         parts: where complete chunks go.
-        flush_rows: this many rows not yet journalled make a flush due.
-        flush_interval_s: so much time does, too.
+        flush_rows: see `FlushClock`.
+        flush_interval_s: see `FlushClock`.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Recorder:
         self._parts = parts
         self._flush_rows = flush_rows
         self._flush_interval_s = flush_interval_s
-        self._due = asyncio.Event()
+        self._woken = asyncio.Event()
         self._closed = False
         self.last_error = ""
         self.committed = asyncio.Event()
@@ -61,35 +62,43 @@ class Recorder:
     def opened(self, opened: OpenChunk) -> None:
         """A chunk was opened: what an earlier try journalled may complete it."""
         if opened.complete:
-            self._due.set()
+            self._woken.set()
 
     async def run(self) -> None:
-        """Flush whenever one is due, until closed; the last flush takes everything. Close it, never cancel it.
+        """Commit what is complete at once, and journal the rest whenever that is due, until closed.
+
+        The last flush takes everything. Close it, never cancel it.
 
         Raises:
             StorageError: when storage fails; what it did not take is requested again by the next try.
         """
+        now = asyncio.get_running_loop().time
+        clock = FlushClock(rows=self._flush_rows, interval_s=self._flush_interval_s, began_s=now())
         closed = False
         while not closed:
+            left_s = clock.due_s(self._ledger.unjournalled_rows) - now()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._flush_interval_s):  # Python 3.11's wait_for may swallow a cancellation
-                    await self._due.wait()
+                async with asyncio.timeout(max(0.0, left_s)):  # Python 3.11's wait_for may swallow a cancellation
+                    await self._woken.wait()
+            self._woken.clear()
             closed = self._closed  # as it was before the flush: what settles during one waits for the next
-            await self._flush()
+            journals = closed or now() >= clock.due_s(self._ledger.unjournalled_rows)
+            if journals:
+                clock.flushed(now())
+            await self._flush(journals=journals)
 
     def close(self) -> None:
         """Nothing more will settle: `run` flushes once more and returns."""
         self._closed = True
-        self._due.set()
+        self._woken.set()
 
-    async def _flush(self) -> None:
-        """Commit the chunks that are complete and journal what has settled of the others."""
-        self._due.clear()
+    async def _flush(self, *, journals: bool) -> None:
+        """Commit the chunks that are complete and, where that is due, journal what has settled of the others."""
         complete = [opened for opened in self._ledger.open.values() if opened.complete]
         partial = [
             (opened, list(opened.unjournalled), [opened.settled[index] for index in opened.unjournalled])
             for opened in self._ledger.open.values()
-            if opened.unjournalled and not opened.complete
+            if journals and opened.unjournalled and not opened.complete
         ]
         if not complete and not partial:
             return
@@ -102,8 +111,8 @@ class Recorder:
 
     def _settle(self, index: int, settled: SettledLine) -> None:
         opened = self._ledger.settle(index, settled)
-        if self._ledger.unjournalled_rows >= self._flush_rows or opened.complete:
-            self._due.set()
+        if self._ledger.unjournalled_rows == self._flush_rows or opened.complete:
+            self._woken.set()
 
     def _write(self, complete: list[OpenChunk], partial: list[tuple[int, list[SettledLine]]]) -> list[ChunkSummary]:
         for number, settled in partial:

@@ -128,9 +128,7 @@ class Ledger:
         """Of these, what this try settled; its pace says nothing of what it found."""
         self.unjournalled_rows = 0
         for summary in committed.values():
-            self.totals.succeeded += summary.succeeded
-            self.totals.errored += summary.errored
-            self.totals.usage += summary.usage
+            self._add(summary)
 
     def pending_chunks(self) -> Iterator[Chunk]:
         """Chunks without a part, in input order, as of now."""
@@ -169,10 +167,17 @@ class Ledger:
         self.unjournalled_rows -= len(indices)
 
     def commit(self, summary: ChunkSummary) -> None:
-        """The chunk's part lies in storage; its lines are dropped."""
+        """The chunk's part lies in storage; its lines are dropped.
+
+        Args:
+            summary: of what lies there, which may be another try's: it is what counts.
+        """
         opened = self.open.pop(summary.number)
         self.unjournalled_rows -= len(opened.unjournalled)
         self.committed[summary.number] = summary
+        for settled in opened.settled.values():
+            self._count(settled, times=-1)
+        self._add(summary)
 
     @property
     def finished(self) -> bool:
@@ -184,10 +189,15 @@ class Ledger:
         """Rows in open chunks: what memory is spent on."""
         return sum(opened.chunk.rows for opened in self.open.values())
 
-    def _count(self, settled: SettledLine, totals: Totals | None = None) -> None:
+    def _add(self, summary: ChunkSummary) -> None:
+        self.totals.succeeded += summary.succeeded
+        self.totals.errored += summary.errored
+        self.totals.usage += summary.usage
+
+    def _count(self, settled: SettledLine, totals: Totals | None = None, *, times: int = 1) -> None:
         totals = self.totals if totals is None else totals
         if settled.status is Status.SUCCEEDED:
-            totals.succeeded += 1
+            totals.succeeded += times
         else:
-            totals.errored += 1
-        totals.usage += settled.usage
+            totals.errored += times
+        totals.usage = totals.usage + settled.usage if times > 0 else totals.usage - settled.usage

@@ -26,6 +26,9 @@ Endpoint = Literal["chat", "completions"]
 PATHS: Mapping[Endpoint, str] = MappingProxyType({"chat": "/v1/chat/completions", "completions": "/v1/completions"})
 """Routes below a server's root that a row may ask for."""
 
+_SHOWN_CHARS = 500
+"""Of what a row says, in an error: a row may have megabytes."""
+
 _GLOBALS = frozenset({"dict", "namespace", "range"})
 """Jinja's own functions that prompts may use; the sandbox bounds `range`."""
 
@@ -167,9 +170,10 @@ class RequestTemplate:
                 f"its fields are: {_fields(row)}"
             )
         if url not in PATHS.values():
-            raise RowRejectedError(f"its url {url!r} is none of {', '.join(PATHS.values())}")
-        if row.get("method", "POST") != "POST":
-            raise RowRejectedError(f"its method is {row['method']!r}, not POST")
+            raise RowRejectedError(f"its url {url[:_SHOWN_CHARS]!r} is none of {', '.join(PATHS.values())}")
+        if (method := row.get("method", "POST")) != "POST":
+            shown = repr(method[:_SHOWN_CHARS]) if isinstance(method, str) else f"a {type(method).__name__}"
+            raise RowRejectedError(f"its method is {shown}, not POST")
         return url, body if "model" in body else {"model": self._model, **body}
 
     def _compile(self, name: str, source: str | None) -> Template | None:
@@ -214,4 +218,5 @@ def _content(message: Mapping[str, Any], number: int) -> str | None:
 
 
 def _fields(row: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, row)) or "none"
+    names = ", ".join(map(str, row)) or "none"
+    return names if len(names) <= _SHOWN_CHARS else f"{names[:_SHOWN_CHARS]}…"

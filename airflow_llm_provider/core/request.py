@@ -76,7 +76,7 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens, as the server counted them. Sums with ``+``."""
+    """Tokens, as the server counted them. Sums with ``+``, and ``-`` takes back what was added."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -87,6 +87,13 @@ class Usage:
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.cached_tokens + other.cached_tokens,
+        )
+
+    def __sub__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens - other.prompt_tokens,
+            self.completion_tokens - other.completion_tokens,
+            self.cached_tokens - other.cached_tokens,
         )
 
     def as_dict(self) -> dict[str, int]:

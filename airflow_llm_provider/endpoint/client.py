@@ -17,6 +17,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from airflow_llm_provider.core.retry import Failure, FailureKind
+from airflow_llm_provider.endpoint.credentials import blotted
 from airflow_llm_provider.endpoint.failure import Answer, classify, garbled, read_json, shorten
 from airflow_llm_provider.endpoint.identity import ServedModel, ServerIdentity
 from airflow_llm_provider.endpoint.polled_page import MOST_BYTES, PolledPage
@@ -46,7 +47,6 @@ MOST_ANSWER_BYTES = 256 * 2**20
 """A longer answer to a row is none. 100,000 tokens with 20 likelier ones beside each, 80 bytes apiece, are 160 MB."""
 
 _LARGE_BODY_BYTES = 2**20  # aiohttp writes `bytes` in one go and warns from here on; a file object goes in pieces
-_SHORTEST_SECRET = 8  # an extra header's value below this ("1", "true") is no secret, and blotting it out is noise
 
 _connection_is_new: ContextVar[bool] = ContextVar("connection_is_new", default=False)
 
@@ -88,7 +88,7 @@ class EndpointClient:
         self._urls: dict[str, URL] = {}  # by path: parsing one costs as much as decoding an answer
         self._session: aiohttp.ClientSession | None = None
         self._polled: list[PolledPage] = []
-        self._secrets = _secrets(settings)
+        self._secrets = blotted(settings.api_key, settings.extra_headers.values())
         try:
             url = self._url("/")
         except ValueError as error:
@@ -288,21 +288,20 @@ def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _secrets(settings: EndpointSettings) -> tuple[str, ...]:
-    values = [value for value in settings.extra_headers.values() if len(value) >= _SHORTEST_SECRET]
-    return (settings.api_key, *values) if settings.api_key else tuple(values)
-
-
 def _served_models(parsed: Any) -> tuple[ServedModel, ...] | None:
     match parsed:
         case {"data": list(models)}:
             return tuple(
-                ServedModel(model["id"], model.get("root"), model.get("owned_by"))
+                ServedModel(model["id"], _text(model.get("root")), _text(model.get("owned_by")))
                 for model in models
                 if isinstance(model, dict) and isinstance(model.get("id"), str)
             )
         case _:
             return None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _version(answer: Answer) -> str | None:

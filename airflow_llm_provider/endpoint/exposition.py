@@ -18,7 +18,8 @@ from airflow_llm_provider.core.histogram import Histogram
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_LABEL = re.compile(rb'([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"')
+# Possessive, and from a name's beginning only: whatever stands there is looked at once.
+_LABEL = re.compile(rb'(?<![A-Za-z0-9_])([A-Za-z_][A-Za-z0-9_]*+)[ \t]*+=[ \t]*+"((?:[^"\\]|\\.)*+)"')
 _ESCAPE = re.compile(r"\\(.)")
 
 
@@ -92,7 +93,9 @@ class Page:
 def _lines(names: tuple[str, ...]) -> re.Pattern[bytes]:
     """The lines of these families. Cached: a page is read many times a second, for few families."""
     wanted = b"|".join(re.escape(name.encode()) for name in names)
-    return re.compile(rb'^(%s)(?:[ \t]*\{((?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*)\})?[ \t]+([^\s#]+)' % wanted, re.MULTILINE)
+    return re.compile(
+        rb'^(%s)(?:[ \t]*\{((?:[^"}\n]|"(?:[^"\\\n]|\\.)*+")*+)\})?[ \t]+([^\s#]+)' % wanted, re.MULTILINE
+    )
 
 
 def _labels(text: bytes) -> dict[str, str]:

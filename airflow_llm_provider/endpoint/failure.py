@@ -53,8 +53,13 @@ _KIND_BY_WORDS = (
     ("disconnect/reset before headers", FailureKind.CONNECTION_LOST),  # Envoy lost the server mid-request
 )
 
+MOST_RETRY_AFTER_S = 600.0
+"""A server that wants to be left alone for longer is asked again all the same: what it says may be nonsense, and a row
+that waits for a year holds its task for a year."""
+
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<(script|style).*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTALL)
+_STATUS = re.compile(r"[1-9][0-9]{2}")
 _MODEL = re.compile(r"\bmodel\b", re.IGNORECASE)
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
 _TEXT_BYTES = 20_000  # as much of a non-JSON error page as is looked at
@@ -104,7 +109,7 @@ def classify_inside(answer: Answer, error: Any) -> Failure:
 
 def garbled(answer: Answer, why: str) -> Failure:
     """A 2xx whose body is no usable answer."""
-    seen = _page_text(answer)
+    seen = shorten(_page_text(answer), answer.secrets)
     return _failure(answer, FailureKind.GARBLED, f"{why}; the body begins {seen[:120]!r}" if seen else why)
 
 
@@ -128,14 +133,26 @@ def error_message(error: Any) -> str:
         case str(message):
             return message
         case _:
-            return orjson.dumps(error).decode()
+            return _dumped(error)
+
+
+def _dumped(value: Any) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # orjson reads deeper nesting than it writes
+        return "an error body that is nested too deeply to be shown"
 
 
 def shorten(text: str, secrets: tuple[str, ...] = ()) -> str:
-    """One line of at most `MESSAGE_CHARS`. Secrets go first: a cut in the middle of one would hide it."""
+    """One line of at most `MESSAGE_CHARS`, without what would steer a terminal or turn the text around.
+
+    Secrets go first: a cut in the middle of one would hide it.
+    """
     for secret in secrets:
         text = text.replace(secret, "***")
     line = " ".join(text[: 10 * MESSAGE_CHARS].split())
+    if not line.isprintable():
+        line = "".join(char if char.isprintable() else "\ufffd" for char in line)
     return line if len(line) <= MESSAGE_CHARS else f"{line[: MESSAGE_CHARS - 1]}…"
 
 
@@ -150,12 +167,13 @@ def retry_after_s(retry_after: str | None, date: str | None) -> float | None:
         return None
     text = retry_after.strip()
     if _SECONDS.fullmatch(text):
-        return float(text)
+        return min(float(text), MOST_RETRY_AFTER_S)
     if date is None:
         return None
     try:
-        return max(0.0, (parsedate_to_datetime(text) - parsedate_to_datetime(date)).total_seconds())
-    except (ValueError, TypeError):  # not a date, or one with a zone and one without
+        wait_s = (parsedate_to_datetime(text) - parsedate_to_datetime(date)).total_seconds()
+        return min(max(0.0, wait_s), MOST_RETRY_AFTER_S)
+    except (ValueError, TypeError, OverflowError):  # not a date, or one with a zone and one without
         return None
 
 
@@ -192,7 +210,7 @@ def _names_the_model(error: Any) -> bool:
 def _code(error: Any) -> int | None:
     match error:
         case {"error": {"code": code}} | {"code": code}:
-            return int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()) else None
+            return int(code) if isinstance(code, int | str) and _STATUS.fullmatch(str(code)[:4]) else None
         case _:
             return None
 
@@ -202,8 +220,10 @@ def _detail(detail: Any) -> str:
     match detail:
         case {"loc": list(loc), "msg": str(msg)}:
             return f"{'.'.join(map(str, loc))}: {msg}"
+        case str(text):
+            return text
         case _:
-            return error_message(detail)
+            return _dumped(detail)
 
 
 def _page_text(answer: Answer) -> str:

@@ -21,9 +21,11 @@ import aiohttp
 from yarl import URL
 
 from airflow_llm_provider.core.objective import Failed, Idle, Measured
+from airflow_llm_provider.endpoint.credentials import blotted
 from airflow_llm_provider.endpoint.failure import read_json, shorten
+from airflow_llm_provider.endpoint.polled_page import MOST_BYTES
 from airflow_llm_provider.endpoint.settings import PERIOD, QUANTILE, QUOTED, SERVER
-from airflow_llm_provider.endpoint.transport import ssl_context, watchful_socket
+from airflow_llm_provider.endpoint.transport import read_body, ssl_context, watchful_socket
 from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class PrometheusSource:
     def __init__(self, settings: LatencySettings, *, base_url: str, ask_every_s: float = ASK_EVERY_S) -> None:
         self._settings = settings
         self._ask_every_s = ask_every_s
+        self._secrets = blotted(None, settings.prometheus_headers.values())
         self._root = (settings.prometheus_url or "").rstrip("/")
         if not self._root.startswith(("http://", "https://")):
             raise ConfigurationError(f"prometheus_url {self._root!r} is no URL such as http://prometheus:9090")
@@ -78,7 +81,11 @@ class PrometheusSource:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=self._ssl, socket_factory=watchful_socket),
-            headers={"User-Agent": "airflow-llm-provider", **self._settings.prometheus_headers},
+            headers={
+                "User-Agent": "airflow-llm-provider",
+                "Accept-Encoding": "identity",  # or a small answer might unpack to a large one
+                **self._settings.prometheus_headers,
+            },
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=WAIT_S),
             trust_env=False,
@@ -105,7 +112,7 @@ class PrometheusSource:
             raise RuntimeError("PrometheusSource is used outside `async with`")
         try:
             async with self._session.post(self._url, data={"query": query}, allow_redirects=False) as response:
-                body, status = await response.read(), response.status
+                body, status = await read_body(response, most_bytes=MOST_BYTES), response.status
         except TimeoutError:
             return Failed(f"{self.name} gave no answer in {WAIT_S:g} s")
         except (aiohttp.ClientError, OSError) as error:
@@ -116,12 +123,15 @@ class PrometheusSource:
         what = f"the query for {objective.name}"
         match answer:
             case {"status": "success", "data": {"resultType": kind, "result": result}}:
-                warnings = [str(text) for text in answer.get("warnings") or () if not str(text).startswith(_NOTE)]
+                told = answer.get("warnings")
+                warnings = told if isinstance(told, list) else [] if told is None else [told]
+                warnings = [text for text in warnings if not (isinstance(text, str) and text.startswith(_NOTE))]
                 if warnings:
-                    return self._failed(f"warns that {what} may be incomplete", "; ".join(warnings))
+                    words = "; ".join(text if isinstance(text, str) else "no words" for text in warnings)
+                    return self._failed(f"warns that {what} may be incomplete", words)
                 return self._value(what, kind, result)
-            case {"status": "error", "error": error}:
-                return self._failed(f"refuses {what}", str(error))
+            case {"status": "error", "error": str(error)}:
+                return self._failed(f"refuses {what}", error)
             case _ if status in (401, 403):
                 return self._failed("refuses access", f"HTTP {status}; see prometheus_conn_id's login and headers")
             case _:
@@ -155,7 +165,7 @@ class PrometheusSource:
         return Measured(lower_s=value_s, upper_s=value_s)
 
     def _failed(self, what: str, why: str) -> Failed:
-        return Failed(shorten(f"{self.name} {what}: {why}", tuple(self._settings.prometheus_headers.values())))
+        return Failed(shorten(f"{self.name} {what}: {why}", self._secrets))
 
 
 def expression(settings: LatencySettings, objective: Objective, base_url: str) -> str:

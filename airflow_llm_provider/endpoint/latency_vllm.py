@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from math import inf, nextafter
+from math import inf, isfinite, nextafter
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from airflow_llm_provider.core.histogram import NOTHING_OWN, Histogram, change, is_reset, quantile_bounds
@@ -38,7 +38,7 @@ from airflow_llm_provider.core.own_requests import Moment, Period
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.endpoint.client import EndpointClient
 from airflow_llm_provider.endpoint.exposition import Page
-from airflow_llm_provider.endpoint.failure import Answer, classify
+from airflow_llm_provider.endpoint.failure import Answer, classify, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -188,13 +188,18 @@ class MetricsSource:
         model = page.model(self._model)
         if model is None:
             models = page.models()
-            what = f"has metrics of {', '.join(models)}: set the connection's model" if models else "is no vLLM's"
+            what = (
+                f"has metrics of {shorten(', '.join(models))}: set the connection's model" if models else "is no vLLM's"
+            )
             return Failed(f"{self._url} {what}")
         try:
             found = {metric: page.histogram(family, model) for metric, family in FAMILIES.items()}
         except ValueError as error:
             return Failed(f"{self._url} can't be understood: {error}")
-        running, waiting = (round(page.total(name, model) or 0) for name in (_RUNNING, _WAITING))
+        counts = [page.total(name, model) or 0.0 for name in (_RUNNING, _WAITING, _PREEMPTIONS)]
+        if not all(map(isfinite, counts)):
+            return Failed(f"{self._url} can't be understood: it counts without end")
+        running, waiting, preemptions = map(round, counts)
         ours = self._own.in_server(moment.answered_s)
         return Scrape(
             moment=moment,
@@ -202,7 +207,7 @@ class MetricsSource:
             running=running,
             others=max(0, running + waiting - ours),
             others_waiting=max(0, waiting - ours),
-            preemptions=round(page.total(_PREEMPTIONS, model) or 0),
+            preemptions=preemptions,
             started=page.total(_STARTED),
         )
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import httptools
 
-from airflow_llm_provider.endpoint.transport import ssl_context
+from airflow_llm_provider.endpoint.transport import asyncio_tls, ssl_context
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,7 +104,7 @@ class PolledPage:
 
     def __init__(self, settings: EndpointSettings, url: URL, headers: Mapping[str, str]) -> None:
         self._url = url
-        self._ssl = ssl_context(settings.verify) if url.scheme == "https" else None
+        self._ssl = asyncio_tls(ssl_context(settings.verify)) if url.scheme == "https" else None
         self._connect_timeout_s = settings.connect_timeout_s
         lines = [f"GET {url.raw_path_qs} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
         self._request = "\r\n".join(lines).encode()

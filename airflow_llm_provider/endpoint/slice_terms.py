@@ -118,6 +118,6 @@ async def _in_force(client: EndpointClient, path: str, body: dict[str, Any]) -> 
     if isinstance(answer, Failure):
         return answer
     bound = _BOUND.search(error_message(read_json(answer.body)))
-    if answer.status != 400 or bound is None:  # noqa: PLR2004
+    if answer.status != 400 or bound is None or not int(bound[1]):  # noqa: PLR2004
         return "it does not say whether it bounds answers by itself"
     return int(bound[1])

@@ -59,6 +59,16 @@ def ssl_context(verify: bool | str, *, whose: str = "The vLLM connection's") -> 
         ) from error
 
 
+def asyncio_tls(context: ssl.SSLContext | bool) -> ssl.SSLContext | bool:  # noqa: FBT001 - `ssl_context`'s
+    """The same for asyncio itself, to which False means no TLS at all, and not certificates of anybody's."""
+    if context is not False:
+        return context
+    unverified = ssl.create_default_context()
+    unverified.check_hostname = False
+    unverified.verify_mode = ssl.CERT_NONE
+    return unverified
+
+
 class TooLargeError(ClientError):
     """An answer has more bytes than are read of one."""
 

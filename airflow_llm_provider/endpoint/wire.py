@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from airflow_llm_provider.core.request import Completion, Usage
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.endpoint import sse
@@ -72,11 +74,13 @@ def _completion(path: str, parsed: Any) -> Completion | None:
     if _given_up(choices) is not None:
         return None
     first = choices[0]
-    finish_reason = first.get("finish_reason")
+    finish_reason = _word(first.get("finish_reason"))
     usage = _usage(parsed.get("usage"))
     metrics = parsed.get("metrics")
     ttft_s, generation_s = _timing(metrics) if type(metrics) is dict else (None, None)
     kept = choices if len(choices) > 1 or _has_more_than_text(first) else None
+    if kept is not None and not _can_be_written(kept):
+        return None
     if path == COMPLETIONS_PATH:
         text = first.get("text")
         if type(text) is not str:
@@ -94,12 +98,15 @@ def _completion(path: str, parsed: Any) -> Completion | None:
     message = first.get("message")
     if type(message) is not dict:
         return None
+    tool_calls = message.get("tool_calls") or None
+    if tool_calls is not None and not _can_be_written(tool_calls):
+        return None
     return Completion(
         _text(message.get("content")),
         finish_reason,
         usage,
-        message.get("reasoning_content") or message.get("reasoning") or None,
-        message.get("tool_calls") or None,
+        _word(message.get("reasoning_content") or message.get("reasoning")) or None,
+        tool_calls,
         kept,
         ttft_s,
         generation_s,
@@ -117,8 +124,21 @@ def _has_more_than_text(choice: dict[str, Any]) -> bool:
     )
 
 
+def _word(value: Any) -> str | None:
+    return value if type(value) is str else None
+
+
+def _can_be_written(value: Any) -> bool:
+    """Whether it can stand in a part's line: orjson reads deeper nesting than it writes."""
+    try:
+        orjson.dumps([[[value]]])
+    except TypeError:
+        return False
+    return True
+
+
 def _ids(ids: Any) -> list[int] | None:
-    return ids if type(ids) is list else None
+    return ids if type(ids) is list and all(type(each) is int for each in ids) else None
 
 
 def _given_up(choices: list[Any]) -> str | None:
@@ -160,7 +180,7 @@ def _text(content: Any) -> str | None:
     if type(content) is str or content is None:
         return content
     if type(content) is list:  # content parts
-        return "".join(str(part["text"]) for part in content if type(part) is dict and "text" in part)
+        return "".join(part["text"] for part in content if type(part) is dict and type(part.get("text")) is str)
     return None
 
 

@@ -40,6 +40,8 @@ def base_urls(
     Raises:
         ConfigurationError: for a value that leads to no server root, or two that contradict each other.
     """
+    if "@" in (host or ""):  # before it is taken apart: a password may hold a comma or a slash
+        raise bad("host", "a URL with a user or key in it (not shown)", "put the API key in the password field")
     entries = [entry for part in (host or "").split(",") if (entry := part.strip())]
     if not entries:
         raise bad("host", "empty", f"write {_ADVICE}")
@@ -80,8 +82,6 @@ def _split(entry: str, *, bad: Complaint) -> SplitResult:
         hostname = parts.hostname
     except ValueError:
         raise bad("host", "no URL", f"write {_ADVICE}") from None
-    if "@" in parts.netloc:
-        raise bad("host", "a URL with a user or key in it (not shown)", "put the API key in the password field")
     if parts.query or parts.fragment:
         raise bad("host", f"a URL of {hostname} with ? or # in it", "remove that part; headers go in extra_headers")
     if parts.scheme not in {"", "http", "https"}:

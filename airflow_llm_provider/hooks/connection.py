@@ -13,11 +13,12 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from airflow_llm_provider.endpoint.credentials import secrets_in
 from airflow_llm_provider.endpoint.settings import EndpointSettings
 from airflow_llm_provider.exceptions import ConfigurationError
 from airflow_llm_provider.hooks import values
 from airflow_llm_provider.hooks.base_url import base_urls
-from airflow_llm_provider.hooks.latency_fields import LATENCY_KEYS, password_of, read_latency
+from airflow_llm_provider.hooks.latency_fields import LATENCY_KEYS, read_latency
 from airflow_llm_provider.hooks.promise_fields import PROMISE_KEYS, read_promise
 
 if TYPE_CHECKING:
@@ -80,13 +81,8 @@ def secrets_of(settings: EndpointSettings) -> tuple[str, ...]:
 
     ``Bearer abc`` yields ``abc`` too, since the token alone may be logged by others.
     """
-    found = [settings.api_key] if settings.api_key else []
     prometheus = settings.latency.prometheus_headers.values() if settings.latency else ()
-    for value in (*settings.extra_headers.values(), *prometheus):
-        found += [value, value.split()[-1]]
-        if value.startswith("Basic "):
-            found.append(password_of(value))
-    return tuple(dict.fromkeys(found))
+    return secrets_in(settings.api_key, (*settings.extra_headers.values(), *prometheus))
 
 
 class _Reader:

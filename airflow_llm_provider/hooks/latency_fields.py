@@ -90,15 +90,6 @@ def read_latency(
         raise bad("extra", "incomplete or contradicts itself", str(error)) from None
 
 
-def password_of(basic: str) -> str:
-    """Return the password in a ``Basic …`` header; the encoded credentials themselves where they hold none."""
-    encoded = basic.rsplit(maxsplit=1)[-1]
-    try:
-        return base64.b64decode(encoded, validate=True).decode().partition(":")[2] or encoded
-    except ValueError:
-        return encoded
-
-
 def _objectives(value: Any, bad: Complaint) -> tuple[Objective, ...]:
     if not isinstance(value, str):
         raise bad("extra.objective", values.shown(value), "write a text such as: ttft p95 < 2 s; itl p99 < 100 ms")

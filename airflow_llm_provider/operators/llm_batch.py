@@ -292,8 +292,9 @@ class LLMBatchOperator(BaseOperator):
     def _run(self, context: Context, switch: StopSwitch) -> dict[str, Any]:
         marker = RunMarker(context)
         job, uri = read_job(self, context, marker)
+        store = RunStore(uri)  # refuses a scheme that no file system serves, before anybody is given it as a link
         self.results_link = browse_link(uri, configured("results_link", str)[0] or "")
-        return run_job(job, RunStore(uri), switch, begun=lambda: marker.set(uri), told=RunMetrics(context))
+        return run_job(job, store, switch, begun=lambda: marker.set(uri), told=RunMetrics(context))
 
     def _check_arguments(self) -> None:
         """Refuse at parse time what could never run; values that come from other tasks are looked at in `execute`."""

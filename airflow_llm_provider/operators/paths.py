@@ -33,6 +33,8 @@ def result_uri(result_path: str | None, *, base: str, identity: RunIdentity) -> 
         raise ConfigurationError(
             f"result_path is empty after rendering ({result_path!r}). Name a folder, or leave it out"
         )
+    if not path.isprintable():  # paths are made into URLs, which lose tabs and line breaks: '.<tab>.' becomes '..'
+        raise ConfigurationError(f"result_path {path!r} holds a character that no path should. Name the folder itself")
     if ".." in path.replace("\\", "/").split("/"):
         raise ConfigurationError(f"result_path {path!r} holds '..', which could leave its base. Name the folder itself")
     if "://" in path or path.startswith("/"):

@@ -5,7 +5,9 @@ Owns the document's shape and its encoding. Does not decide what to do with a ru
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Literal
 
 import orjson
@@ -16,6 +18,8 @@ from airflow_llm_provider.exceptions import ForeignRunError
 from airflow_llm_provider.storage.layout import FORMAT_VERSION
 
 State = Literal["clearing", "open"]
+
+_FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,7 @@ class RunDocument:
             document = orjson.loads(data)
             version = document["format_version"]
             if version == FORMAT_VERSION:
+                _check(document)
                 return cls(
                     identity=RunIdentity(**document["identity"]),
                     generation=int(document["generation"]),
@@ -97,3 +102,20 @@ class RunDocument:
             f"{uri} has format version {version}; this package reads {FORMAT_VERSION}. "
             "Finish the run with the version that began it, or give another result_path"
         )
+
+
+def _check(document: dict[str, Any]) -> None:
+    """What is relied on without a further look: the fingerprint becomes a part of paths.
+
+    Raises:
+        ValueError: it is not what this package writes.
+    """
+    if not _FINGERPRINT.fullmatch(document["fingerprint"]):
+        raise ValueError("its fingerprint is none")
+    if document["state"] not in ("clearing", "open"):
+        raise ValueError(f"its state is {document['state']!r}")
+    if datetime.fromisoformat(document["created_at"]).tzinfo is None:
+        raise ValueError("created_at names no zone")
+    for name in ("shaping", "served", "snapshot"):
+        if not isinstance(document[name], dict):
+            raise TypeError(f"{name} is no object")

@@ -256,4 +256,4 @@ def _label(line: bytes) -> str | None:
     except ValueError:
         return None
     label = row.get("custom_id") if isinstance(row, dict) else None
-    return None if label is None else str(label)
+    return str(label) if isinstance(label, str | int) else None  # another one makes a bad row later

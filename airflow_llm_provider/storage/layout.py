@@ -14,8 +14,9 @@
     _run/tmp/                         files being written, where the storage is a file system
 
 Owns the names. `docs/run-format.md` describes the contents. `<try>` is a token that each try makes for itself, so that
-two tries never write the same journal object; `<fingerprint>`, so that what a try of an earlier generation writes late
-is never taken for this one's; `<part>` is of the part's SHA-256, so that letters and part are always of the same try.
+two tries never write the same journal object; `<fingerprint>`, into which the generation goes, so that what a try of
+an earlier one writes late is never taken for this one's; `<part>` is of the part's SHA-256, so that letters and part
+are always of the same try.
 """
 
 from __future__ import annotations

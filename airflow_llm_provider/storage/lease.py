@@ -48,6 +48,11 @@ class Lease:
         self._try_number = try_number
         self._ours = b""
 
+    @property
+    def taken(self) -> bool:
+        """Whether it was taken once, and not whether it is held still (`check`)."""
+        return bool(self._ours)
+
     def take(self, now: datetime) -> None:
         """Take it, and have the store change nothing unless it is held.
 
@@ -69,8 +74,10 @@ class Lease:
         }
         self._ours = orjson.dumps(lease, option=orjson.OPT_APPEND_NEWLINE)
         self._store.guard = None
-        self._store.write(layout.LEASE, self._ours)
-        self._store.guard = self.check
+        try:
+            self._store.write(layout.LEASE, self._ours)
+        finally:
+            self._store.guard = self.check
 
     def check(self) -> None:
         """Look whether it is still held.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from airflow_llm_provider.core.request import Outcome, RowRequest
 
 _NEWLINE = orjson.OPT_APPEND_NEWLINE
+_RAW_BYTES = 10_000
 _DEAD_LETTER_KEY = b'{"dead_letter":'
 
 
@@ -45,22 +46,24 @@ def encode_outcome(outcome: Outcome) -> SettledLine:
 
 def encode_dead_letter(outcome: Outcome, row: RowRequest | BadRow) -> bytes:
     """What a person needs to mend or replay a row: where it stands, what was sent, what went wrong."""
+    letter = {
+        "index": outcome.index,
+        "custom_id": outcome.custom_id,
+        "source": {"file": row.position.file, "line": row.position.line},
+        "request": None,
+        "raw": None,
+        "error": outcome.error.as_dict() if outcome.error else None,
+        "attempts": outcome.attempts,
+    }
     if isinstance(row, BadRow):
-        request, raw = None, row.raw
-    else:
-        request, raw = {"method": "POST", "url": row.path, "body": orjson.loads(row.body)}, None
-    return orjson.dumps(
-        {
-            "index": outcome.index,
-            "custom_id": outcome.custom_id,
-            "source": {"file": row.position.file, "line": row.position.line},
-            "request": request,
-            "raw": raw,
-            "error": outcome.error.as_dict() if outcome.error else None,
-            "attempts": outcome.attempts,
-        },
-        option=_NEWLINE,
-    )
+        letter["raw"] = row.raw
+        return orjson.dumps(letter, option=_NEWLINE)
+    letter["request"] = {"method": "POST", "url": row.path, "body": orjson.loads(row.body)}
+    try:
+        return orjson.dumps(letter, option=_NEWLINE)
+    except TypeError:  # nested as deeply as can be written, and here it is two levels deeper
+        letter |= {"request": None, "raw": row.body[:_RAW_BYTES].decode("utf-8", "replace")}
+        return orjson.dumps(letter, option=_NEWLINE)
 
 
 def encode_journal(settled: list[SettledLine]) -> bytes:

@@ -40,6 +40,11 @@ class Found:
     document: RunDocument | None
     manifest: dict[str, Any] | None
 
+    def is_as(self, other: Found) -> bool:
+        """Whether the same run lies there, in the same state; it may have been finished since."""
+        ours, theirs = (each.document.encode() if each.document is not None else None for each in (self, other))
+        return ours == theirs and (other.manifest is None or self.manifest == other.manifest)
+
 
 def find(store: RunStore, identity: RunIdentity, *, must_exist: bool) -> Found:
     """Look for the run of `identity` at the store's path.
@@ -137,9 +142,8 @@ def finish_clearing(store: RunStore, document: RunDocument) -> RunDocument:
 
 
 def finish(store: RunStore, manifest: dict[str, Any]) -> None:
-    """Write the manifest, the last thing a run writes, then remove what only a resume would have needed."""
+    """Write the manifest, the last thing that a run needs; `tidy` removes what it needs no more."""
     store.write(layout.MANIFEST, orjson.dumps(manifest, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_INDENT_2))
-    tidy(store)
 
 
 def is_tidy(store: RunStore) -> bool:

@@ -84,7 +84,7 @@ class Parts:
         A part counts by what its commit record says when the sizes agree, else by its own lines. One that a record
         tells of and the listing does not show is looked for by its name: listings of some stores are late.
         """
-        records = dict(self._records(listing))
+        records = self._agreed(listing)
         committed: dict[int, ChunkSummary] = {}
         for name, size_bytes in listing.items():
             parsed = layout.parse_part(name)
@@ -166,6 +166,15 @@ class Parts:
             "would be lost to whoever mends them. If the next try says so again, remove that part: its rows are then "
             "done again"
         )
+
+    def _agreed(self, listing: Mapping[str, int]) -> dict[int, ChunkSummary]:
+        """What records say, but where two tries' differ: the part itself tells then."""
+        agreed: dict[int, ChunkSummary] = {}
+        doubtful = set()
+        for number, summary in self._records(listing):
+            if agreed.setdefault(number, summary) != summary:
+                doubtful.add(number)
+        return {number: summary for number, summary in agreed.items() if number not in doubtful}
 
     def _records(self, listing: Mapping[str, int]) -> Iterator[tuple[int, ChunkSummary]]:
         names = [name for name in listing if name.startswith(f"{layout.COMMITS}/{self._fingerprint}-")]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import ObjectStoragePath
 from fsspec.implementations.local import LocalFileSystem
 
-from airflow_llm_provider.exceptions import ConfigurationError, StorageError
+from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +29,12 @@ _READERS = 16
 
 _SCRATCH = "_run/tmp"
 """Where files are written before they are renamed into place; same file system as the run, out of readers' sight."""
+
+_REMOVALS = 3
+"""Times that a folder is removed until nothing is left of it."""
+
+_NO_CONDITIONS = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
+"""What stores say that know no conditional write."""
 
 _SCRATCH_OLD_S = 120.0
 """Nobody writes a file for so long without touching it: what is older was left by a try that was killed."""
@@ -39,7 +45,7 @@ def _naming(what: str) -> Iterator[None]:
     """Turn whatever a file system raises into a `StorageError` that says what was being done."""
     try:
         yield
-    except StorageError:
+    except LLMBatchError:  # a lease that is lost, too
         raise
     except Exception as error:  # fsspec's file systems raise what their client libraries raise
         raise storage_error(what, error) from error
@@ -123,6 +129,8 @@ class RunStore:
             StorageError: when it could not be read, which never means that nothing is there.
         """
         with _naming(f"read {self.uri}/{name}"):
+            # s3fs would say that nothing is there where a listing, which it keeps for ever, did not show it.
+            self._fs.invalidate_cache(self._at(name))
             try:
                 return bytes(self._fs.cat_file(self._at(name)))
             except FileNotFoundError:
@@ -139,9 +147,9 @@ class RunStore:
         Raises:
             StorageError: when it could not be written; the old object, if any, is then still there.
         """
-        self._look()
         with _naming(f"write {self.uri}/{name}"):
             if not self._local:
+                self._look()
                 self._fs.pipe_file(self._at(name), data)
                 return
             with self._spooled([data], durable=durable) as scratch:
@@ -149,11 +157,11 @@ class RunStore:
 
     def write_from(self, name: str, pieces: Iterable[bytes]) -> None:
         """Like `write`, for an object too large to hold: spooled to a local file first."""
-        self._look()
         with _naming(f"write_from {self.uri}/{name}"), self._spooled(pieces, durable=True) as scratch:
             if self._local:
                 self._place(scratch, name, Path.replace, durable=True)
             else:
+                self._look()
                 self._fs.put_file(str(scratch), self._at(name))
 
     def create(self, name: str, data: bytes) -> bool:
@@ -180,9 +188,9 @@ class RunStore:
         Raises:
             StorageError: when it could not be found out or written.
         """
-        self._look()
         with _naming(f"create {self.uri}/{name}"):
             if not self._local:
+                self._look()
                 return self._put_new(name, data)
             with self._spooled([data], durable=True) as scratch:
                 try:
@@ -214,19 +222,29 @@ class RunStore:
             self._delete(name)
 
     def delete_folder(self, prefix: str) -> None:
-        """Remove everything below the folder `prefix`."""
-        self._look()
+        """Remove everything below the folder `prefix`.
+
+        Raises:
+            StorageError: when it could not all be removed.
+        """
         with _naming(f"delete_folder {self.uri}/{prefix}"):
-            self._fs.invalidate_cache(self._at(prefix))
-            try:
-                self._fs.rm(self._at(prefix), recursive=True)
-            except FileNotFoundError:
-                return
+            for _ in range(_REMOVALS):  # another may remove the same, and stores pass over what they could not
+                self._look()
+                self._fs.invalidate_cache(self._at(prefix))
+                with suppress(FileNotFoundError):
+                    self._fs.rm(self._at(prefix), recursive=True)
+                left = self.list(prefix)
+                if not left:
+                    return
+            raise StorageError(
+                f"{len(left):,} objects below {self.uri}/{prefix} could not be removed, such as {next(iter(left))}. "
+                "Nothing is lost; the next try removes them"
+            )
 
     def clear_scratch(self) -> None:
         """Remove what killed tries left half-written on files; what another may be writing just now is left."""
         folder = Path(self._at(_SCRATCH))
-        if not self._local or not folder.exists():
+        if not self._local or not folder.exists() or folder.is_symlink():  # whose else's may it be?
             return
         with _naming(f"clear {self.uri}/{_SCRATCH}"), self._spooled([], durable=False) as probe:
             now_s = probe.stat().st_mtime  # by the clock that dates the others, which may be a file server's
@@ -254,9 +272,14 @@ class RunStore:
             self._fs.pipe_file(self._at(name), data, mode="create")
         except FileExistsError:
             return False  # another's, or our own whose answer was lost
-        except Exception:  # noqa: BLE001 - whatever a store or its client says that knows no such condition
+        except (OSError, NotImplementedError, TypeError, ValueError) as error:
+            # It knows no such condition, or says so of what exists. Anything else is an error: without the condition
+            # this would replace what another has put there meanwhile.
+            if isinstance(error, OSError) and error.errno not in _NO_CONDITIONS:
+                raise
             if self.read(name) is not None:
                 return False
+            self._look()
             self._fs.pipe_file(self._at(name), data)
         return True
 
@@ -286,6 +309,7 @@ class RunStore:
     def _place(self, scratch: Path, name: str, put: Callable[[Path, Path], object], *, durable: bool) -> None:
         target = Path(self._at(name))
         target.parent.mkdir(parents=True, exist_ok=True)
+        self._look()  # as late as can be: what was spooled may have taken long
         put(scratch, target)
         if durable:
             _sync_folder(target.parent)

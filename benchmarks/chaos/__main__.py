@@ -76,26 +76,32 @@ def _everything(folder: Path, source: str, stub: StubVLLM, rng: Random, kills: i
     yield servers.faults(folder / "files", source, stub, kills // 10, rng)
 
 
-_HEAD = f"{'who dies':<52} {'kills':>6} {'tries':>6} {'runs':>6} {'asked twice':>12} {'at once':>8} {'broken':>7}"
+_HEADS = ("kills", "tries", "runs", "failed", "asked twice", "at once", "broken")
+
+
+def _line(name: str, cells: Sequence[object]) -> str:
+    return " ".join(
+        [f"{name:<52}", *(f"{cell:>{max(6, len(head))}}" for head, cell in zip(_HEADS, cells, strict=True))]
+    )
 
 
 def _tell(tally: Tally) -> None:
-    _say(
-        f"{tally.name:<52} {tally.kills:>6} {tally.tries:>6} {tally.runs:>6} {tally.twice:>12} {tally.most:>8} "
-        f"{len(tally.broken):>7}"
-    )
+    numbers = (tally.kills, tally.tries, tally.runs, tally.failed, tally.twice, tally.most, len(tally.broken))
+    _say(_line(tally.name, numbers))
     for broken in tally.broken:
         _say(f"    BROKEN: {broken}")
 
 
 def _sum_up(tallies: Sequence[Tally], wanted: int) -> None:
-    _say(f"\n{_HEAD}")
+    _say(f"\n{_line('who dies', _HEADS)}")
     for tally in tallies:
         _tell(tally)
     kills, broken = sum(each.kills for each in tallies), sum(len(each.broken) for each in tallies)
     runs, twice = sum(each.runs for each in tallies), sum(each.twice for each in tallies)
     _say(f"\n{kills} kills, {runs} runs landed, {twice} rows asked for twice, {broken} promises broken")
-    if broken or kills < wanted:
+    if idle := [tally.name for tally in tallies if not tally.kills and "twice" not in tally.name]:
+        _say(f"nobody died at: {', '.join(idle)}")
+    if broken or idle or kills < wanted:
         sys.exit(1)
 
 

@@ -38,13 +38,11 @@ class Deaths:
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
-            path, mode, flags = arguments
-            if not isinstance(path, str | os.PathLike) or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-                return
-            del mode
-            self._change(path)
+            path, _, flags = arguments
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                self._change(path)
         elif event in _ONE_PATH:
-            self._change(arguments[0])
+            self._change(_whole(arguments[0], arguments[-1]))
         elif event in _TWO_PATHS:
             self._change(arguments[1], arguments[0])
 
@@ -57,3 +55,10 @@ class Deaths:
                 size = Path(source).stat().st_size
                 os.truncate(source, size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _whole(path: Any, dir_fd: Any) -> Any:
+    """The path, where it is told relative to an open folder, as when a tree is removed."""
+    if isinstance(path, str) and not path.startswith("/") and isinstance(dir_fd, int) and dir_fd >= 0:
+        return f"{Path(f'/proc/self/fd/{dir_fd}').readlink()}/{path}"
+    return path

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from airflow_llm_provider.storage import layout
 from airflow_llm_provider.storage.store import RunStore
 from benchmarks.chaos.scene import Scene, Tally
 from benchmarks.chaos.try_process import Order, Plant
@@ -62,8 +63,7 @@ class Files:
     def at_each_change_of_the_next(self) -> Tally:
         """The same, of a try that goes on with what one left that was killed half-way."""
         tally = Tally("second try, at each change")
-        half = self._run("half", self._first)
-        Scene(Tally(""), "", lambda: self._stub.counts, RunStore(half.uri)).attempt(replace(half, die_at=40))
+        half = self._half_done()
         for at in range(1, MOST_CHANGES):
             scene, order = self._scene(tally, f"change {at}", self._first, copy=half)
             killed = scene.attempt(replace(order, die_at=at)).killed
@@ -102,6 +102,15 @@ class Files:
                 scene.attempt(replace(order, die_at=at, torn=torn, clock_seed=clock_seed, try_number=number))
             scene.finish(replace(order, clock_seed=rng.randrange(1 << 30), try_number=9))
         return tally
+
+    def _half_done(self) -> Order:
+        """A run whose first try was killed when some of its rows were journalled."""
+        for die_at in range(30, MOST_CHANGES):
+            half, store = self._run(f"half-{die_at}", self._first), RunStore(f"file://{self._folder}/half-{die_at}")
+            Scene(Tally(""), "", lambda: self._stub.counts, store).attempt(replace(half, die_at=die_at))
+            if store.list(layout.JOURNAL):
+                return half
+        raise AssertionError("nothing was ever journalled")
 
     def _found(self, tally: Tally) -> bool:
         """Whether the bug that was put in is found: that is enough."""

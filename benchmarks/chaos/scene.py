@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_llm_provider.exceptions import StorageError
@@ -43,6 +43,7 @@ class Tally:
         kills: processes that were killed: tries, or servers.
         runs: that were then brought to their end.
         tries: all of them.
+        failed: tries that failed by themselves.
         twice: rows asked for again after a kill, which were in flight or not yet journalled.
         most: of them, after one kill.
         broken: each promise that was not kept, in words.
@@ -52,6 +53,7 @@ class Tally:
     kills: int = 0
     runs: int = 0
     tries: int = 0
+    failed: int = 0
     twice: int = 0
     most: int = 0
     broken: list[str] = field(default_factory=list)
@@ -110,18 +112,25 @@ class Scene:
         self._look(before)
         self._tally.tries += 1
         self._tally.kills += end.killed
+        self._tally.failed += end.error is not None
+        if end.for_good:
+            self.broken(f"a try failed for good, so that Airflow would not make another: {end.error}")
         return end
 
     def finish(self, order: Order, *, said: str = "Say: text ", generation: int = 1) -> None:
         """Tries until one ends well, as Airflow would make them; then everything must be there, once."""
-        for _ in range(20):
-            end = self.attempt(order)
-            if end.manifest is not None:
+        for number in range(20):
+            end = self.attempt(replace(order, try_number=order.try_number + 1 + number))
+            if end.manifest is not None or end.for_good:
                 break
         else:
             self.broken(f"no try of twenty ends well; the last says: {end.error}")
             return
+        if end.manifest is None:
+            return
         self._tally.runs += 1
+        if generation > 1 and not self._asked >= set(range(ROWS)) - {NO_JSON}:
+            self.broken("not all rows were asked for anew")
         for broken in not_whole(self._store, end.manifest, bad=self._bad, said=said, generation=generation):
             self.broken(broken)
         before = dict(self._counts())
@@ -210,8 +219,9 @@ def not_whole(
         "each row has landed once": [row["index"] for row in rows] == list(range(ROWS)),
         "those errored that had to": [row["index"] for row in rows if row["status"] == "errored"] == bad,
         "each has its own answer": all(
-            f"{said}{row['index']}" in row["output"] for row in rows if row["status"] == "succeeded"
+            row["output"] == f"echo: {said}{row['index']}" for row in rows if row["status"] == "succeeded"
         ),
+        "its tokens are the parts'": manifest["usage"] == _tokens(rows),
         "each errored row has a dead letter": letters == bad,
         "the manifest was handed out": late or manifest == json.loads(objects.get(layout.MANIFEST, b"{}")),
         "its counts are the parts'": manifest["counts"]
@@ -221,6 +231,11 @@ def not_whole(
         "nothing is left that only a resume needs": late or not left,
     }
     return [f"it does not hold that {words}" for words, kept in holds.items() if not kept]
+
+
+def _tokens(rows: list[dict[str, Any]]) -> dict[str, int]:
+    names = ("prompt_tokens", "completion_tokens", "cached_tokens")
+    return {name: sum(row["usage"][name] for row in rows) for name in names}
 
 
 def _loads(line: bytes) -> dict[str, Any] | None:

@@ -28,12 +28,14 @@ class End:
         killed: by SIGKILL.
         manifest: where it finished.
         error: where it said that it failed.
+        for_good: whether it said that no other try would mend it.
         changes: to files below its run's path, where it was not killed.
     """
 
     killed: bool
     manifest: dict[str, Any] | None = None
     error: str | None = None
+    for_good: bool = False
     changes: int = 0
 
 
@@ -57,16 +59,6 @@ class RunningTry:
         self._process.start()
         tells.close()
 
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid or 0
-
-    @property
-    def alive(self) -> bool:
-        """Whether it has not ended yet."""
-        return self._process.is_alive()
-
     def kill(self) -> None:
         """SIGKILL, now."""
         self._process.kill()
@@ -89,9 +81,10 @@ class RunningTry:
             return End(killed=True)
         if not told:
             raise RuntimeError(f"A try ended with exit code {code} and no word; see its traceback above")
-        return End(killed=False, manifest=told.get("manifest"), error=told.get("error"), changes=told["changes"])
-
-
-def run(order: Order) -> End:
-    """One try, to its end."""
-    return RunningTry(order).end()
+        return End(
+            killed=False,
+            manifest=told.get("manifest"),
+            error=told.get("error"),
+            for_good=bool(told.get("for_good")),
+            changes=told["changes"],
+        )

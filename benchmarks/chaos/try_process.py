@@ -28,7 +28,7 @@ from airflow_llm_provider.core.prompt import RequestSpec
 from airflow_llm_provider.core.release import Terms
 from airflow_llm_provider.core.tolerance import Tolerance
 from airflow_llm_provider.endpoint.settings import EndpointSettings
-from airflow_llm_provider.exceptions import LLMBatchError
+from airflow_llm_provider.exceptions import LLMBatchError, NoRetryError
 from airflow_llm_provider.storage.jsonl import JsonlSource
 from airflow_llm_provider.storage.store import RunStore, open_path
 from benchmarks.chaos.deaths import Deaths
@@ -97,7 +97,7 @@ def work(order: Order, told: Connection) -> None:
     try:
         end["manifest"] = run_job(_job(order), RunStore(order.uri), StopSwitch())
     except LLMBatchError as error:
-        end["error"] = f"{type(error).__name__}: {error}"
+        end |= {"error": f"{type(error).__name__}: {error}", "for_good": isinstance(error, NoRetryError)}
     told.send({**end, "changes": deaths.changes})
     told.close()
     os._exit(0)  # taking an interpreter down that has imported Airflow takes as long as a try

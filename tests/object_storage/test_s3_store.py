@@ -40,7 +40,7 @@ def test_writes_reads_lists_and_deletes(store: RunStore) -> None:
 
 def test_what_another_process_wrote_or_removed_is_seen(store: RunStore, bucket: str) -> None:
     """Fsspec remembers listings."""
-    other = RunStore(store.uri.replace(bucket.split("@", maxsplit=1)[0], f"s3://{connect_again(bucket)}"))
+    other = seen_by_another(store, bucket)
     assert store.list("") == {}
     other.write("_run/a", b"1")
     assert store.list("") == {"_run/a": 1}
@@ -54,12 +54,24 @@ def test_what_another_process_wrote_or_removed_is_seen(store: RunStore, bucket: 
     assert store.read("b") is None
 
 
-def connect_again(bucket: str) -> str:
-    """A connection of the same words under another name: a file system of its own."""
-    conn_id = bucket.removeprefix("s3://").split("@")[0]
+def test_what_a_listing_did_not_show_is_read_all_the_same(store: RunStore, bucket: str) -> None:
+    """What s3fs keeps are listings, and would answer from them for ever."""
+    other = seen_by_another(store, bucket)
+    store.write("_run/a", b"1")
+    assert store.list("") == {"_run/a": 1}
+    other.write("_run/b", b"2")
+    other.write("c", b"3")
+    assert store.read("_run/b") == b"2"
+    assert store.read("c") == b"3"
+    assert not store.put_new("_run/b", b"ours") or other.read("_run/b") == b"ours"
+
+
+def seen_by_another(store: RunStore, bucket: str) -> RunStore:
+    """The same path through a connection of the same words under another name: a file system of its own."""
+    conn_id = bucket.removeprefix("s3://").removesuffix("@rows")
     again = f"{conn_id}_again"
     os.environ[f"AIRFLOW_CONN_{again.upper()}"] = os.environ[f"AIRFLOW_CONN_{conn_id.upper()}"]
-    return again
+    return RunStore(store.uri.replace(f"{conn_id}@", f"{again}@"))
 
 
 def test_overwrites_whole_and_takes_what_is_large(store: RunStore) -> None:

@@ -14,6 +14,7 @@ import pytest
 from batch_fakes import Try, job_of, part_lines, texts, write_rows
 
 from airflow_llm_provider.batch import recorder
+from airflow_llm_provider.core.request import Usage
 from airflow_llm_provider.exceptions import RunStoppedError
 from airflow_llm_provider.storage.lines import encode_outcome
 from airflow_llm_provider.storage.store import RunStore
@@ -37,7 +38,10 @@ def different_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = Random(0)
 
     def encode(outcome: Outcome) -> SettledLine:
-        return encode_outcome(replace(outcome, attempts=rng.randint(1, 1_000_000)))
+        completion = outcome.completion
+        if completion is not None:
+            completion = replace(completion, usage=Usage(rng.randint(1, 1000), rng.randint(1, 1000), 0))
+        return encode_outcome(replace(outcome, attempts=rng.randint(1, 1_000_000), completion=completion))
 
     monkeypatch.setattr(recorder, "encode_outcome", encode)
 
@@ -99,6 +103,8 @@ def test_two_tries_at_once(stub: StubVLLM, tmp_path: Path, seed: int) -> None:
     letters = [json.loads(line)["index"] for line in (folder / "dead-letter.jsonl").read_bytes().splitlines()]
     assert letters == [2]
     assert manifest["counts"] == {"total": ROWS, "succeeded": ROWS - 1, "errored": 1}
+    usage = sum((Usage(**line["usage"]) for line in part_lines(folder)), Usage())
+    assert manifest["usage"] == usage.as_dict()
     assert all(each["fingerprint"] == manifest["fingerprint"] for each in manifests)
     third = Try(job, RunStore(str(folder)))
     assert third() == manifest

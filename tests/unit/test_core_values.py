@@ -66,7 +66,7 @@ def test_a_chunks_life() -> None:
     ledger.commit(summary(0, errored=1))
     assert (ledger.unjournalled_rows, ledger.open_rows, ledger.open) == (0, 0, {})
     assert [pending.number for pending in ledger.pending_chunks()] == [1, 2]
-    assert (ledger.totals.succeeded, ledger.totals.errored, ledger.totals.usage) == (2, 1, Usage(6, 4, 2))
+    assert (ledger.totals.succeeded, ledger.totals.errored, ledger.totals.usage) == (2, 1, Usage(9, 6, 3))
     assert not ledger.finished
 
 

@@ -457,6 +457,7 @@ def test_the_end_removes_what_only_a_resume_needs(store: RunStore) -> None:
     opening.begin(store, DOCUMENT)
     fill(store)
     opening.finish(store, finished())
+    opening.tidy(store)
     assert sorted(store.list("")) == sorted(
         [
             layout.RUN,
