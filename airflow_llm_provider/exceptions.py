@@ -10,6 +10,7 @@
     │   ├── StaleRunError            a run lies there whose answers were shaped differently
     │   ├── ForeignRunError          the result path belongs to another run
     │   ├── RunMissingError          a run must lie there and does not: nothing is started afresh
+    │   ├── UnfinishedSharesError    a run that tasks share is to be assembled before all of them are through
     │   ├── EndpointRefusedError     the endpoint is up and says no: key, model or route
     │   └── TooManyErrorsError       more rows failed than the run tolerates
     └── RetryLaterError              the next try may well succeed and goes on where this one stopped
@@ -55,6 +56,10 @@ class ForeignRunError(NoRetryError):
 
 class RunMissingError(NoRetryError):
     """An earlier try recorded a run at this path and nothing lies there; starting afresh could redo it all."""
+
+
+class UnfinishedSharesError(NoRetryError):
+    """A run that tasks share is to be assembled, and not all of its rows have an outcome."""
 
 
 class EndpointRefusedError(NoRetryError):

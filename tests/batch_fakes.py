@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_llm_provider.batch.execution import _JobRun
+from airflow_llm_provider.batch.execution import JobRun
 from airflow_llm_provider.batch.job import BatchJob
 from airflow_llm_provider.batch.stop import StopSwitch
 from airflow_llm_provider.batch.switch import HoldSwitch
@@ -74,7 +74,7 @@ class Try:
     """One try of a job; call it to run it."""
 
     def __init__(self, job: BatchJob, store: RunStore, stop: StopSwitch | None = None) -> None:
-        self._run = _JobRun(job, store, stop or StopSwitch(), lambda: None)
+        self._run = JobRun(job, store, stop or StopSwitch(), lambda: None)
 
     def __call__(self) -> dict[str, Any]:
         return self._run.run()

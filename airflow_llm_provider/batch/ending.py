@@ -47,7 +47,7 @@ def finish(job: BatchJob, document: RunDocument, store: RunStore, *, ledger: Led
         duration_s=age.total_seconds(),
         dead_letters=errored,
     )
-    built["epoch"] = job.epoch
+    built["epoch"] = job.epoch if document.epoch is None else document.epoch
     built["release"] = dict(job.agreed)
     opening.finish(store, built)
     return built

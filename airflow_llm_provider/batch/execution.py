@@ -86,11 +86,11 @@ def run_job(
         EmptySourceSkip: the source has no rows and the job says to skip then.
         RunHeld: the run may not begin or go on for a while; what has settled is kept.
     """
-    return _JobRun(job, store, stop, begun or (lambda: None), told).run()
+    return JobRun(job, store, stop, begun or (lambda: None), told).run()
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
+class Opened:
     """A run that lies there, and what is done of it."""
 
     document: RunDocument
@@ -99,8 +99,24 @@ class _Opened:
     parts: Parts
 
 
-class _JobRun:
-    """One try of a job."""
+class JobRun:
+    """One try of a job.
+
+    What a task does of a run that several tasks share is a subclass each (`batch.shares`).
+
+    Args:
+        job: what to do.
+        store: the run's.
+        stop: see `run_job`.
+        begun: see `run_job`.
+        told: see `run_job`.
+
+    Attributes:
+        notes: where lease, journal and progress lie: the run's own storage, or a share's.
+    """
+
+    _shares_runs = False
+    """Whether it does a part of runs that several tasks share."""
 
     def __init__(
         self,
@@ -116,24 +132,31 @@ class _JobRun:
         self._store = store
         self._stop = stop
         self._try_token = secrets.token_hex(4)
-        self._lease = Lease(store, token=self._try_token, try_number=job.try_number)
+        self.notes = self._notes()
+        self._lease = Lease(self.notes, token=self._try_token, try_number=job.try_number, guarded=[store])
         self._anew: opening.Found | None = None
         """What would be begun anew."""
 
     def run(self) -> dict[str, Any]:
+        """Do it; see `run_job`."""
+        return judge(self._job, self._begun_anew_if_asked())
+
+    def _notes(self) -> RunStore:
+        return self._store
+
+    def _begun_anew_if_asked(self) -> dict[str, Any]:
         job = self._job
         found = opening.find(self._store, job.identity, must_exist=job.must_exist and not job.rerun)
         self._anew = found
         try:
-            finished = self._begin_or_go_on(found)
+            return self._begin_or_go_on(found)
         except (StaleRunError, SourceError) as error:
             # Once per try: a model or an input that changes again and again would be begun anew for ever.
             if job.on_stale != "restart" or self._anew is None or self._anew.document is None:
                 raise
             if self._lease.taken:
                 self._lease.check()
-            finished = self._begin(self._anew, why=str(error))
-        return judge(job, finished)
+            return self._begin(self._anew, why=str(error))
 
     # -- find, begin, resume
 
@@ -210,6 +233,11 @@ class _JobRun:
         Raises:
             StaleRunError: what shapes its answers has changed.
         """
+        if document.epoch is not None and not self._shares_runs:
+            raise StaleRunError(
+                f"The run at {self._store.uri} was planned for shares by an LLMBatchGroup of the same id. Let that "
+                "finish it, or set on_stale='restart' to begin it anew (what it has done is removed)"
+            )
         if changed := differences(document.shaping, self._shaping()):
             raise StaleRunError(
                 f"The run at {self._store.uri} was begun with other inputs: {'; '.join(changed)}. Put them back, "
@@ -255,6 +283,7 @@ class _JobRun:
             snapshot=scan.snapshot,
             plan=scan.plan,
             created_at=utc_now().isoformat(),
+            **self._shared(scan),
         )
         if after is None:
             opening.begin(self._store, document)
@@ -265,6 +294,14 @@ class _JobRun:
             document = opening.restart(self._store, document)
         self._anew = opening.Found(document, None)
         log.info("Begun: %s rows in %s chunks at %s", f"{rows:,}", f"{len(scan.plan):,}", self._store.uri)
+        return self._go_on(document)
+
+    def _shared(self, scan: Scan) -> dict[str, Any]:  # noqa: ARG002 - `batch.shares` asks it
+        """What the document says of shares."""
+        return {}
+
+    def _go_on(self, document: RunDocument) -> dict[str, Any]:
+        """What follows when the intent has been written."""
         return self._work(self._open(document))
 
     def _resume(self, document: RunDocument, found: opening.Found) -> dict[str, Any]:
@@ -279,7 +316,7 @@ class _JobRun:
             self._check_source(document, may_be_gone=True)
             return self._work(opened)
         self._check_source(document)
-        self._await_release(Earlier.read(self._store) if opened is not None else Earlier())
+        self._await_release(Earlier.read(self.notes) if opened is not None else Earlier())
         then = document.served
         if then:
             now = self._ask_endpoint(then["model"])
@@ -330,7 +367,7 @@ class _JobRun:
 
     # -- work
 
-    def _open(self, document: RunDocument) -> _Opened:
+    def _open(self, document: RunDocument) -> Opened:
         """Find out what is done of the run."""
         listing = self._store.list("")
         if layout.RUN not in listing:
@@ -344,16 +381,16 @@ class _JobRun:
         journal = Journal(self._store, document.fingerprint, self._try_token, found)
         if ledger.totals.done:
             log.info("Resuming: %s of %s rows lie in parts", f"{ledger.totals.done:,}", f"{document.plan.total_rows:,}")
-        return _Opened(document, ledger, journal, parts)
+        return Opened(document, ledger, journal, parts)
 
-    def _work(self, opened: _Opened) -> dict[str, Any]:
+    def _work(self, opened: Opened) -> dict[str, Any]:
         self._begun()
         self._check_stop()
         if not opened.ledger.finished:
             work = work_off(
                 self._job,
                 opened.document,
-                self._store,
+                self.notes,
                 ledger=opened.ledger,
                 journal=opened.journal,
                 parts=opened.parts,
@@ -362,6 +399,9 @@ class _JobRun:
                 told=self._told,
             )
             run_apart(work, self._stop)
+        return self._finish(opened)
+
+    def _finish(self, opened: Opened) -> dict[str, Any]:
         finished = finish(self._job, opened.document, self._store, ledger=opened.ledger, parts=opened.parts)
         self._tidy(lambda: None)
         return finished

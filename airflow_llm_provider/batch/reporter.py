@@ -135,7 +135,7 @@ class Reporter:
         pace = self._meter.sample(
             now=now,
             done=totals.done,
-            total=self._ledger.plan.total_rows,
+            total=self._ledger.total_rows,
             settled=here.done,
             completion_tokens=here.usage.completion_tokens,
         )

@@ -194,10 +194,13 @@ class Runner:
         if totals.errored == self._errored_seen:
             return
         self._errored_seen = totals.errored
-        if self._tolerance.hopeless(errored=totals.errored, done=totals.done, rows=self._ledger.plan.total_rows):
+        rows = self._ledger.plan.total_rows
+        shared = self._ledger.total_rows < rows
+        if self._tolerance.hopeless(errored=totals.errored, done=totals.done, rows=rows, shared=shared):
+            of_what = "rows of this share" if shared else "rows"
             self._spread.stop(
                 TooManyErrorsError(
-                    f"Stopped early: {totals.errored:,} of the first {totals.done:,} rows errored, more than "
+                    f"Stopped early: {totals.errored:,} of the first {totals.done:,} {of_what} errored, more than "
                     f"max_error_rate={self._tolerance.max_error_rate:g} bears; the last: {self._recorder.last_error}. "
                     "Raise max_error_rate and clear the task to go on from here; to begin anew once the cause is "
                     "mended, remove the run's folder and clear the task with rerun=True"
@@ -209,7 +212,7 @@ class Runner:
             self.end(error)
 
     def _stopped(self, reason: str) -> None:
-        done, total = self._ledger.totals.done, self._ledger.plan.total_rows
+        done, total = self._ledger.totals.done, self._ledger.total_rows
         self.end(RunStoppedError(f"{reason}: {done:,} of {total:,} rows are kept; the next try goes on from there"))
 
     def _wake_at(self, until: float | None) -> None:

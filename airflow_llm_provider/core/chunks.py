@@ -62,6 +62,18 @@ class ChunkPlan:
         """The number of the chunk that holds row `index`."""
         return index // self.chunk_rows
 
+    def share(self, number: int, shares: int) -> range:
+        """The chunks of one of so many shares: consecutive ones, and as many as any other share has, or one fewer."""
+        return range(number * len(self) // shares, (number + 1) * len(self) // shares)
+
+    def share_of(self, chunk: int, shares: int) -> int:
+        """The share that the chunk is in: the inverse of `share`."""
+        return ((chunk + 1) * shares - 1) // len(self)
+
+    def rows_of(self, chunks: range) -> int:
+        """The rows of consecutive chunks."""
+        return min(chunks.stop * self.chunk_rows, self.total_rows) - chunks.start * self.chunk_rows if chunks else 0
+
     def as_dict(self) -> dict[str, Any]:
         """The form kept in ``run.json``."""
         return {"chunk_rows": self.chunk_rows, "total_rows": self.total_rows, "starts": self.starts}

@@ -117,10 +117,16 @@ class Ledger:
     Args:
         plan: the run's chunks.
         committed: summaries of the chunks whose parts lie in storage.
+        chunks: those that it keeps the book of, consecutive ones; None: all.
+
+    Attributes:
+        total_rows: of these chunks.
     """
 
-    def __init__(self, plan: ChunkPlan, committed: Mapping[int, ChunkSummary]) -> None:
+    def __init__(self, plan: ChunkPlan, committed: Mapping[int, ChunkSummary], chunks: range | None = None) -> None:
         self.plan = plan
+        self._chunks = range(len(plan)) if chunks is None else chunks
+        self.total_rows = plan.rows_of(self._chunks)
         self.committed: dict[int, ChunkSummary] = dict(committed)
         self.open: dict[int, OpenChunk] = {}
         self.totals = Totals()
@@ -132,7 +138,7 @@ class Ledger:
 
     def pending_chunks(self) -> Iterator[Chunk]:
         """Chunks without a part, in input order, as of now."""
-        return (self.plan.chunk(number) for number in range(len(self.plan)) if number not in self.committed)
+        return (self.plan.chunk(number) for number in self._chunks if number not in self.committed)
 
     def open_chunk(self, chunk: Chunk, journalled: Mapping[int, SettledLine]) -> OpenChunk:
         """Begin work on `chunk`, with what an earlier try journalled of it."""
@@ -182,7 +188,7 @@ class Ledger:
     @property
     def finished(self) -> bool:
         """Whether every chunk has a part."""
-        return len(self.committed) == len(self.plan)
+        return len(self.committed) == len(self._chunks)
 
     @property
     def open_rows(self) -> int:

@@ -42,11 +42,19 @@ class Tolerance:
         """Whether a finished run of `rows` rows failed."""
         return errored > self.borne(rows)
 
-    def hopeless(self, *, errored: int, done: int, rows: int) -> bool:
+    def hopeless(self, *, errored: int, done: int, rows: int, shared: bool = False) -> bool:
         """Whether to stop early: too many of all rows already, or too large a share of those done.
 
         Never before `EARLY_ROWS` rows are done: a smaller run is cheap, and is judged at its end.
+
+        Args:
+            errored: of those done.
+            done: rows, by this task.
+            rows: of the whole run.
+            shared: others do other rows. Bad rows may lie close together, so that what they are of those done here says
+                little, unless they are all of them.
         """
+        of_done = errored == done if shared else errored > self.max_error_rate * done
         return done >= EARLY_ROWS and (
-            self.exceeded(errored=errored, rows=rows) or errored > self.max_error_rate * done
+            self.exceeded(errored=errored, rows=rows) or (of_done and self.max_error_rate < 1)
         )

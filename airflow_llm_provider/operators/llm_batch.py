@@ -120,6 +120,8 @@ class LLMBatchOperator(BaseOperator):
 
     template_fields: Sequence[str] = ("source", "result_path", "vllm_conn_id", "model", "deadline")
     ui_color = "#e8f4ea"
+    run_task_id: str | None = None
+    """The id that the run goes by; None: the task's own. Tasks that share a run go by their group's."""
     operator_extra_links = (ResultsLink(),)
 
     def __init__(
@@ -220,7 +222,7 @@ class LLMBatchOperator(BaseOperator):
     def _attempt(self, context: Context) -> dict[str, Any] | ReleaseTrigger:
         self._switch = StopSwitch()
         try:
-            return for_xcom(self._run(context, self._switch))
+            return self._run(context, self._switch)
         except RunHeld as held:
             return self._waiting(context, held)
         except EmptySourceSkip as skip:
@@ -294,7 +296,7 @@ class LLMBatchOperator(BaseOperator):
         job, uri = read_job(self, context, marker)
         store = RunStore(uri)  # refuses a scheme that no file system serves, before anybody is given it as a link
         self.results_link = browse_link(uri, configured("results_link", str)[0] or "")
-        return run_job(job, store, switch, begun=lambda: marker.set(uri), told=RunMetrics(context))
+        return for_xcom(run_job(job, store, switch, begun=lambda: marker.set(uri), told=RunMetrics(context)))
 
     def _check_arguments(self) -> None:
         """Refuse at parse time what could never run; values that come from other tasks are looked at in `execute`."""

@@ -98,12 +98,7 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
         RunMissingError: see `RunMarker.expects`.
     """
     ti = context["ti"]
-    identity = RunIdentity(
-        dag_id=ti.dag_id,
-        task_id=ti.task_id,
-        run_id=ti.run_id,
-        map_index=-1 if ti.map_index is None else ti.map_index,
-    )
+    identity = _identity(operator, ti)
     endpoint = VLLMHook(operator.vllm_conn_id).get_settings()
     agreement = agree(
         asked_by(operator),
@@ -124,7 +119,7 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
     job = BatchJob(
         identity=identity,
         endpoint=endpoint,
-        requests=request_spec(operator, prompt_context(context)),
+        requests=request_spec(operator, prompt_context(context, identity)),
         model=values["model"].value,
         source=source,
         chunk_rows=operator.chunk_rows,
@@ -146,6 +141,14 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
         outage_patience_s=values["outage_patience_s"].value,
     )
     return job, uri
+
+
+def _identity(operator: LLMBatchOperator, ti: Any) -> RunIdentity:
+    """The task instance's, or of all tasks together that share a run."""
+    if operator.run_task_id is not None:
+        return RunIdentity(dag_id=ti.dag_id, task_id=operator.run_task_id, run_id=ti.run_id)
+    map_index = -1 if ti.map_index is None else ti.map_index
+    return RunIdentity(dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=map_index)
 
 
 def unknown_alert_after(operator: LLMBatchOperator) -> timedelta:

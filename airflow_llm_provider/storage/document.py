@@ -36,6 +36,8 @@ class RunDocument:
         snapshot: pins the source.
         plan: the chunks.
         created_at: UTC, ISO 8601.
+        shares: how many tasks share the chunks; 1: one does all.
+        epoch: of the task that planned the shares; None where there are none.
     """
 
     identity: RunIdentity
@@ -47,6 +49,8 @@ class RunDocument:
     snapshot: dict[str, Any]
     plan: ChunkPlan
     created_at: str
+    shares: int = 1
+    epoch: int | None = None
 
     def opened(self) -> RunDocument:
         """The same document once clearing is done."""
@@ -66,6 +70,7 @@ class RunDocument:
                 "snapshot": self.snapshot,
                 "plan": self.plan.as_dict(),
                 "created_at": self.created_at,
+                **({"shares": self.shares, "epoch": self.epoch} if self.epoch is not None else {}),
             },
             option=orjson.OPT_APPEND_NEWLINE,
         )
@@ -92,6 +97,8 @@ class RunDocument:
                     snapshot=document["snapshot"],
                     plan=ChunkPlan.from_dict(document["plan"]),
                     created_at=document["created_at"],
+                    shares=int(document.get("shares", 1)),
+                    epoch=document.get("epoch"),
                 )
         except (ValueError, KeyError, TypeError) as error:
             raise ForeignRunError(

@@ -11,6 +11,7 @@
     _run/journal/00042/<fingerprint>-<try>-00007.jsonl   settled rows of chunk 42, one object per flush
     _run/commits/<fingerprint>-<try>-00007.jsonl   summaries of committed chunks: a resume need not read their parts
     _run/dead/00042-<fingerprint>-<part>.jsonl   dead letters of chunk 42, until the run's end assembles them
+    _run/shares/00003/_run/…          lease, progress, journal, commits and dead letters of share 3, of a run in shares
     _run/tmp/                         files being written, where the storage is a file system
 
 Owns the names. `docs/run-format.md` describes the contents. `<try>` is a token that each try makes for itself, so that
@@ -33,6 +34,7 @@ DEAD_LETTER = "dead-letter.jsonl"
 JOURNAL = "_run/journal"
 COMMITS = "_run/commits"
 DEAD = "_run/dead"
+SHARES = "_run/shares"
 
 _PART = re.compile(r"part-(\d{5,})-([0-9a-f]{12})\.jsonl")
 
@@ -46,6 +48,11 @@ def parse_part(name: str) -> tuple[int, str] | None:
     """Chunk number and fingerprint of a part's name; None for any other name."""
     match = _PART.fullmatch(name)
     return (int(match[1]), match[2]) if match else None
+
+
+def share(number: int) -> str:
+    """Where what only one share writes lies, as if it were a run of its own."""
+    return f"{SHARES}/{number:05}"
 
 
 def journal_folder(chunk: int) -> str:

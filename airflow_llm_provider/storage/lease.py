@@ -26,6 +26,8 @@ from airflow_llm_provider.exceptions import RunStoppedError
 from airflow_llm_provider.storage import layout
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow_llm_provider.storage.store import RunStore
 
 
@@ -40,10 +42,12 @@ class Lease:
         store: the run's storage.
         token: the try's own.
         try_number: Airflow's: it grows with every try, over clears, too.
+        guarded: further storage that is changed under it.
     """
 
-    def __init__(self, store: RunStore, *, token: str, try_number: int) -> None:
+    def __init__(self, store: RunStore, *, token: str, try_number: int, guarded: Sequence[RunStore] = ()) -> None:
         self._store = store
+        self._guarded = (store, *guarded)
         self._token = token
         self._try_number = try_number
         self._ours = b""
@@ -77,7 +81,8 @@ class Lease:
         try:
             self._store.write(layout.LEASE, self._ours)
         finally:
-            self._store.guard = self.check
+            for store in self._guarded:
+                store.guard = self.check
 
     def check(self) -> None:
         """Look whether it is still held.

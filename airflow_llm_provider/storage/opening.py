@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from airflow_llm_provider.core.identity import RunIdentity
     from airflow_llm_provider.storage.store import RunStore
 
-_FOR_RESUMES = (layout.JOURNAL, layout.COMMITS, layout.DEAD)
+_FOR_RESUMES = (layout.JOURNAL, layout.COMMITS, layout.DEAD, layout.SHARES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,10 +38,16 @@ class Parts:
         store: the run's storage.
         fingerprint: the run's; it is in every part's name, so a part of other answers is never taken for ours.
         try_token: this try's own token.
+        plan: the run's chunks, where they are shared.
+        shares: how many share them.
     """
 
-    def __init__(self, store: RunStore, fingerprint: str, try_token: str) -> None:
+    def __init__(
+        self, store: RunStore, fingerprint: str, try_token: str, *, plan: ChunkPlan | None = None, shares: int = 1
+    ) -> None:
         self._store = store
+        self._plan = plan
+        self._shares = shares
         self._fingerprint = fingerprint
         self._try_token = try_token
         self._sequence = 0
@@ -58,7 +64,7 @@ class Parts:
         summary = _summary(number, data, [(row.status, row.usage) for row in settled])
         letters = [row.dead_letter for row in settled if row.dead_letter is not None]
         if letters:
-            self._store.write(layout.dead(number, self._fingerprint, summary.sha256), b"".join(letters))
+            self._store.write(self._dead(summary), b"".join(letters))
         name = layout.part(number, self._fingerprint)
         if not self._store.put_new(name, data):
             there = self._read(opened.chunk, name)
@@ -72,7 +78,8 @@ class Parts:
         """Write down the commits since the last call. A lost record costs a resume the reading of those parts."""
         if not self._unrecorded:
             return
-        name = layout.commits(self._fingerprint, self._try_token, self._sequence)
+        folder = self._folder(self._unrecorded[0].number)  # a try has chunks of one share alone
+        name = f"{folder}{layout.commits(self._fingerprint, self._try_token, self._sequence)}"
         self._sequence += 1
         pieces = [orjson.dumps(summary.as_dict(), option=orjson.OPT_APPEND_NEWLINE) for summary in self._unrecorded]
         self._store.write(name, b"".join(pieces), durable=False)
@@ -102,6 +109,24 @@ class Parts:
                 summary = self._read(plan.chunk(number), name)
                 if summary is not None:
                     committed[number] = summary
+        return committed
+
+    def load_share(self, chunks: range) -> dict[int, ChunkSummary]:
+        """The same for one share's chunks alone, of which there are few: each part is looked for by its name."""
+        plan = self._plan
+        if plan is None or not chunks:
+            return {}
+        folder = self._folder(chunks.start)
+        records = self._agreed(self._store.list(f"{folder}{layout.COMMITS}"))
+        committed = {}
+        for number in chunks:
+            name = layout.part(number, self._fingerprint)
+            size_bytes = self._store.size(name)
+            summary = records.get(number)
+            if size_bytes is not None and (summary is None or summary.bytes != size_bytes):
+                summary = self._read(plan.chunk(number), name)
+            if size_bytes is not None and summary is not None:
+                committed[number] = summary
         return committed
 
     def check(self, committed: Mapping[int, ChunkSummary], listing: Mapping[str, int]) -> None:
@@ -135,7 +160,7 @@ class Parts:
             StorageError: when letters are gone and never were assembled, too.
         """
         names = {
-            layout.dead(number, self._fingerprint, summary.sha256): layout.part(number, self._fingerprint)
+            self._dead(summary): layout.part(number, self._fingerprint)
             for number, summary in sorted(committed.items())
             if summary.errored
         }
@@ -160,6 +185,15 @@ class Parts:
         for _, part in awaited:
             raise self._lost(part)
 
+    def _folder(self, chunk: int) -> str:
+        """Where what belongs to the chunk's share lies: a prefix of names."""
+        if self._plan is None:
+            return ""
+        return f"{layout.share(self._plan.share_of(chunk, self._shares))}/"
+
+    def _dead(self, summary: ChunkSummary) -> str:
+        return f"{self._folder(summary.number)}{layout.dead(summary.number, self._fingerprint, summary.sha256)}"
+
     def _lost(self, part: str) -> StorageError:
         return StorageError(
             f"The dead letters of {self._store.uri}/{part} are gone from {layout.DEAD}, so the rows that errored in it "
@@ -177,7 +211,8 @@ class Parts:
         return {number: summary for number, summary in agreed.items() if number not in doubtful}
 
     def _records(self, listing: Mapping[str, int]) -> Iterator[tuple[int, ChunkSummary]]:
-        names = [name for name in listing if name.startswith(f"{layout.COMMITS}/{self._fingerprint}-")]
+        ours = f"{layout.COMMITS}/{self._fingerprint}-"
+        names = [name for name in listing if ours in name]
         for name, data in read_all(self._store, names):
             for line in data.splitlines():
                 try:

@@ -122,6 +122,10 @@ class RunStore:
         self._root = path.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
 
+    def below(self, folder: str) -> RunStore:
+        """What lies below one folder of it, as storage of its own, with a guard of its own."""
+        return RunStore(f"{self.uri}/{folder}")
+
     def read(self, name: str) -> bytes | None:
         """The object's bytes; None only where the store says that there is no such object.
 
@@ -133,6 +137,19 @@ class RunStore:
             self._fs.invalidate_cache(self._at(name))
             try:
                 return bytes(self._fs.cat_file(self._at(name)))
+            except FileNotFoundError:
+                return None
+
+    def size(self, name: str) -> int | None:
+        """The object's bytes, counted; None where there is no such object.
+
+        Raises:
+            StorageError: when it could not be found out.
+        """
+        with _naming(f"look for {self.uri}/{name}"):
+            self._fs.invalidate_cache(self._at(name))
+            try:
+                return int(self._fs.info(self._at(name))["size"])
             except FileNotFoundError:
                 return None
 

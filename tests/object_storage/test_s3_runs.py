@@ -7,11 +7,13 @@ import json
 import secrets
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from batch_fakes import KilledStore, Try, job_of, run, texts
 
+from airflow_llm_provider.batch.shares import assemble, plan_shares, work_share
 from airflow_llm_provider.batch.stop import StopSwitch
 from airflow_llm_provider.exceptions import (
     ForeignRunError,
@@ -81,7 +83,9 @@ def check_landed(store: RunStore, manifest: dict[str, Any], said: str = "Say: te
     sums = {each["part"]: each["sha256"] for each in manifest["chunks"]}
     assert sums == {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
     assert not [
-        name for name in objects if name.startswith(("_run/journal", "_run/commits", "_run/dead", "_run/lease"))
+        name
+        for name in objects
+        if name.startswith(("_run/journal", "_run/commits", "_run/dead", "_run/lease", "_run/shares"))
     ]
 
 
@@ -213,6 +217,25 @@ def test_two_tries_at_once(job: BatchJob, store: RunStore, stub: StubVLLM) -> No
         assert len(ended) == 2, "one of them failed"
         assert any(isinstance(each, dict) for each in ended), "each gave way to the other"
         check_landed(RunStore(uri), json.loads(RunStore(uri).read("manifest.json") or b""))
+
+
+def test_a_run_in_shares(job: BatchJob, store: RunStore, stub: StubVLLM) -> None:
+    """The middle share is killed at each of its writes."""
+    for at in range(1, 40):
+        uri, stop = f"{store.uri}/{at}", StopSwitch()
+        assert plan_shares(job, RunStore(uri), stop, shares=3, begun=lambda: None) == [0, 1, 2]
+        before = stub.received
+        work_share(job, RunStore(uri), stop, share=2, begun=lambda: None)
+        dying = KilledStore(uri, at=at, how="after")
+        with suppress(StorageError):
+            work_share(job, dying, stop, share=1, begun=lambda: None)
+        for share in (1, 0):
+            work_share(job, RunStore(uri), stop, share=share, begun=lambda: None)
+        check_landed(RunStore(uri), assemble(job, RunStore(uri), stop))
+        assert stub.received - before <= ROWS - 1 + 4
+        if not dying.dead:
+            break
+    assert 1 < at < 39
 
 
 def test_the_input_is_pinned(job: BatchJob, bucket: str, stub: StubVLLM) -> None:

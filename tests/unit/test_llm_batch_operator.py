@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SECRET = "sk-very-secret-key"
 AT = dt.datetime(2026, 1, 2, 3, tzinfo=dt.UTC)
+IDENTITY_HERE = RunIdentity(dag_id="d", task_id="t", run_id="manual__x:y")
 
 
 class States(dict[str, Any]):
@@ -197,7 +198,7 @@ def test_the_link_to_the_results() -> None:
 
 
 def test_the_prompts_context_is_plain_values() -> None:
-    values = prompt_context(context_of())
+    values = prompt_context(context_of(), IDENTITY_HERE)
     assert json.loads(json.dumps(values)) == values
     assert values["params"] == {"tone": "dry", "day": str(AT)}
     assert values["logical_date"] == values["run_after"] == AT.isoformat()
@@ -206,7 +207,7 @@ def test_the_prompts_context_is_plain_values() -> None:
 
 
 def test_a_run_without_a_logical_date_has_no_ds() -> None:
-    values = prompt_context(context_of(dated=False, map_index=None))
+    values = prompt_context(context_of(dated=False), IDENTITY_HERE)
     assert values.keys() == {"params", "run_id", "dag_id", "task_id", "map_index", "run_after"}
     assert values["map_index"] == -1
 

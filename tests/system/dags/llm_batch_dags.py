@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, ObjectStoragePath, Param, task
 
+from airflow_llm_provider.operators.batch_group import LLMBatchGroup
 from airflow_llm_provider.operators.llm_batch import LLMBatchOperator
 
 WORK = os.environ.get("LLM_TEST_WORK", "")
@@ -26,6 +27,36 @@ with DAG(
         chunk_rows=150,
         max_in_flight=16,
     )
+
+with DAG(
+    dag_id="shared_out",
+    schedule=None,
+    params={"source": Param("", type="string"), "result_path": Param("", type="string")},
+):
+
+    @task
+    def before() -> None:
+        """A task upstream of the group."""
+
+    @task
+    def after(manifest: dict) -> int:
+        return manifest["counts"]["total"]
+
+    group = LLMBatchGroup(
+        "batch",
+        source="{{ params.source }}",
+        prompt="Say {{ row.text }} for {{ task_id }}",
+        max_tokens=8,
+        result_path="{{ params.result_path }}",
+        shares=6,
+        tasks_at_once=3,
+        chunk_rows=25,
+        max_in_flight=4,
+        retries=10,
+        retry_delay=timedelta(seconds=0.1),
+    )
+    before() >> group
+    after(group.output)
 
 with DAG(
     dag_id="timed", schedule=None, params={"source": Param("", type="string"), "result_path": Param("", type="string")}
