@@ -369,12 +369,7 @@ class JobRun:
 
     def _open(self, document: RunDocument) -> Opened:
         """Find out what is done of the run."""
-        listing = self._store.list("")
-        if layout.RUN not in listing:
-            raise StorageError(
-                f"A listing of {self._store.uri} does not show {layout.RUN}, which lies there: it is late, or another "
-                "server answered. Nothing is lost; the next try lists it again"
-            )
+        listing = opening.whole_listing(self._store, layout.RUN)
         parts = Parts(self._store, document.fingerprint, self._try_token)
         ledger = Ledger(document.plan, parts.load(document.plan, listing))
         found = (name for name in listing if name.startswith(f"{layout.JOURNAL}/"))

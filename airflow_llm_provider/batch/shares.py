@@ -25,7 +25,6 @@ from airflow_llm_provider.exceptions import (
     ConfigurationError,
     RunStoppedError,
     StaleRunError,
-    StorageError,
     UnfinishedSharesError,
 )
 from airflow_llm_provider.storage import layout, opening
@@ -117,6 +116,19 @@ def _check_shared(document: RunDocument, store: RunStore) -> None:
         )
 
 
+def _check_open(document: RunDocument, store: RunStore) -> None:
+    """Whether the run may be worked at.
+
+    Raises:
+        RunStoppedError: what a restart removes is not removed yet.
+    """
+    if document.state != "open":
+        raise RunStoppedError(
+            f"The run at {store.uri} is being begun anew by the task that plans it. This one ends; the next try sees "
+            "what is there"
+        )
+
+
 def _load(document: RunDocument, store: RunStore, try_token: str) -> tuple[Parts, Ledger]:
     """What is done of the whole run.
 
@@ -125,13 +137,7 @@ def _load(document: RunDocument, store: RunStore, try_token: str) -> tuple[Parts
     """
     plan, shares = document.plan, document.shares
     parts = Parts(store, document.fingerprint, try_token, plan=plan, shares=shares)
-    listing = store.list("")
-    if layout.RUN not in listing:
-        raise StorageError(
-            f"A listing of {store.uri} does not show {layout.RUN}, which lies there: it is late, or another server "
-            "answered. Nothing is lost; the next try lists it again"
-        )
-    committed = parts.load(plan, listing)
+    committed = parts.load(plan, opening.whole_listing(store, layout.RUN))
     for share in sorted({plan.share_of(number, shares) for number in range(len(plan)) if number not in committed}):
         committed |= parts.load_share(plan.share(share, shares))  # by name: what has just been put may not be listed
     return parts, Ledger(plan, committed)
@@ -205,11 +211,7 @@ class _Share(JobRun):
         if found.manifest is not None:
             log.info("This run finished at %s; nothing is sent", found.manifest["finished_at"])
             return {"share": self._share}
-        if document.state != "open":
-            raise RunStoppedError(
-                f"The run at {self._store.uri} is being begun anew by the task that plans it. This one ends; the next "
-                "try sees what is there"
-            )
+        _check_open(document, self._store)
         if self._share >= document.shares:
             raise ConfigurationError(
                 f"The run at {self._store.uri} has {document.shares} shares, and this task is to work at share "
@@ -235,12 +237,7 @@ class _Share(JobRun):
         chunks = plan.share(self._share, shares)
         parts = Parts(self._store, document.fingerprint, self._try_token, plan=plan, shares=shares)
         ledger = Ledger(plan, parts.load_share(chunks), chunks)
-        listing = self.notes.list("")
-        if layout.LEASE not in listing:
-            raise StorageError(
-                f"A listing of {self.notes.uri} does not show {layout.LEASE}, which lies there: it is late, or another "
-                "server answered. Nothing is lost; the next try lists it again"
-            )
+        listing = opening.whole_listing(self.notes, layout.LEASE)
         found = (name for name in listing if name.startswith(f"{layout.JOURNAL}/"))
         journal = Journal(self.notes, document.fingerprint, self._try_token, found)
         log.info(
@@ -267,11 +264,7 @@ class _Assembly(JobRun):
         if document is None:
             raise AssertionError
         _check_shared(document, self._store)
-        if document.state != "open":
-            raise RunStoppedError(
-                f"The run at {self._store.uri} is being begun anew by the task that plans it. This one ends; the next "
-                "try sees what is there"
-            )
+        _check_open(document, self._store)
         manifest = found.manifest
         if manifest is not None:
             self._tidy(lambda: self._take(found))

@@ -12,19 +12,13 @@ from airflow.sdk import TaskGroup
 
 from airflow_llm_provider.batch.shares import assemble, plan_shares, work_share
 from airflow_llm_provider.exceptions import ConfigurationError
-from airflow_llm_provider.operators.effective import configured
 from airflow_llm_provider.operators.llm_batch import LLMBatchOperator
-from airflow_llm_provider.operators.marker import RunMarker
 from airflow_llm_provider.operators.metrics import RunMetrics
-from airflow_llm_provider.operators.paths import browse_link
-from airflow_llm_provider.operators.reading import read_job
 from airflow_llm_provider.storage.manifest import for_xcom
-from airflow_llm_provider.storage.store import RunStore
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
 
-    from airflow_llm_provider.batch.job import BatchJob
     from airflow_llm_provider.batch.stop import StopSwitch
 
 SHARES = 32
@@ -106,16 +100,6 @@ class _GroupOperator(LLMBatchOperator):
         super().__init__(**kwargs)
         self.run_task_id = run_task_id
 
-    def _run(self, context: Context, switch: StopSwitch) -> Any:
-        marker = RunMarker(context)
-        job, uri = read_job(self, context, marker)
-        store = RunStore(uri)
-        self.results_link = browse_link(uri, configured("results_link", str)[0] or "")
-        return self._do(job, store, switch, context, begun=lambda: marker.set(uri))
-
-    def _do(self, job: BatchJob, store: RunStore, switch: StopSwitch, context: Context, *, begun: Any) -> Any:
-        raise NotImplementedError
-
 
 class _PlanOperator(_GroupOperator):
     """Plans; see `batch.shares.plan_shares`.
@@ -129,8 +113,8 @@ class _PlanOperator(_GroupOperator):
         super().__init__(**kwargs)
         self.shares = shares
 
-    def _do(self, job: BatchJob, store: RunStore, switch: StopSwitch, context: Context, *, begun: Any) -> Any:
-        del context
+    def _run(self, context: Context, switch: StopSwitch) -> Any:
+        job, store, begun = self._read(context)
         return plan_shares(job, store, switch, shares=self.shares, begun=begun)
 
 
@@ -146,13 +130,14 @@ class _ShareOperator(_GroupOperator):
         super().__init__(**kwargs)
         self.share = share
 
-    def _do(self, job: BatchJob, store: RunStore, switch: StopSwitch, context: Context, *, begun: Any) -> Any:
+    def _run(self, context: Context, switch: StopSwitch) -> Any:
+        job, store, begun = self._read(context)
         return work_share(job, store, switch, share=self.share, begun=begun, told=RunMetrics(context))
 
 
 class _AssembleOperator(_GroupOperator):
     """Assembles; see `batch.shares.assemble`."""
 
-    def _do(self, job: BatchJob, store: RunStore, switch: StopSwitch, context: Context, *, begun: Any) -> Any:
-        del context, begun
+    def _run(self, context: Context, switch: StopSwitch) -> Any:
+        job, store, _ = self._read(context)
         return for_xcom(assemble(job, store, switch))

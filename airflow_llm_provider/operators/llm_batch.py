@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
     from airflow.sdk.types import TaskInstanceKey
 
+    from airflow_llm_provider.batch.job import BatchJob
     from airflow_llm_provider.core.prompt import Endpoint
 
 
@@ -292,11 +293,16 @@ class LLMBatchOperator(BaseOperator):
             switch.set("Stopped from outside")
 
     def _run(self, context: Context, switch: StopSwitch) -> dict[str, Any]:
+        job, store, begun = self._read(context)
+        return for_xcom(run_job(job, store, switch, begun=begun, told=RunMetrics(context)))
+
+    def _read(self, context: Context) -> tuple[BatchJob, RunStore, Callable[[], None]]:
+        """The job, where its run lies, and what is called when that is begun."""
         marker = RunMarker(context)
         job, uri = read_job(self, context, marker)
         store = RunStore(uri)  # refuses a scheme that no file system serves, before anybody is given it as a link
         self.results_link = browse_link(uri, configured("results_link", str)[0] or "")
-        return for_xcom(run_job(job, store, switch, begun=lambda: marker.set(uri), told=RunMetrics(context)))
+        return job, store, lambda: marker.set(uri)
 
     def _check_arguments(self) -> None:
         """Refuse at parse time what could never run; values that come from other tasks are looked at in `execute`."""

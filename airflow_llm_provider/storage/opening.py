@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from airflow_llm_provider.exceptions import ForeignRunError, RunMissingError, RunStoppedError
+from airflow_llm_provider.exceptions import ForeignRunError, RunMissingError, RunStoppedError, StorageError
 from airflow_llm_provider.storage import layout
 from airflow_llm_provider.storage.document import RunDocument
 
@@ -77,6 +77,25 @@ def find(store: RunStore, identity: RunIdentity, *, must_exist: bool) -> Found:
         return Found(None, None)
     document = _decode(store, data, identity)
     return Found(document, _manifest(store, document))
+
+
+def whole_listing(store: RunStore, shows: str) -> dict[str, int]:
+    """Everything below the store's path, with sizes.
+
+    Args:
+        store: the path.
+        shows: an object that is known to lie there: a listing without it is late, or another server's.
+
+    Raises:
+        StorageError: it does not show that, or could not be had.
+    """
+    listing = store.list("")
+    if shows not in listing:
+        raise StorageError(
+            f"A listing of {store.uri} does not show {shows}, which lies there: it is late, or another server answered."
+            " Nothing is lost; the next try lists it again"
+        )
+    return listing
 
 
 def begin(store: RunStore, document: RunDocument) -> None:
