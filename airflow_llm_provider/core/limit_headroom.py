@@ -326,4 +326,5 @@ class HeadroomLimit:
             seldom_s = self._looks.waiting_in_s(load, self._turns.waited_s(now), sees_room=self._turns.sees_room)
             return max(away_s, seldom_s)
         holds_on = self._turns.state is State.HOLDING and (self._turns.fresh(now) or not self._arrivals.calm(now))
-        return self._looks.in_s(now, load, own, at_work=self._filling if self._wavers else holds_on)
+        at_work = self._filling if self._wavers else holds_on
+        return self._looks.in_s(now, load, own, at_work=at_work, free=self._seats.number - load.total)

@@ -10,23 +10,27 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from functools import cache
+from functools import cache, lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_llm_provider.core.histogram import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 # Possessive, and from a name's beginning only: whatever stands there is looked at once.
 _LABEL = re.compile(rb'(?<![A-Za-z0-9_])([A-Za-z_][A-Za-z0-9_]*+)[ \t]*+=[ \t]*+"((?:[^"\\]|\\.)*+)"')
 _ESCAPE = re.compile(r"\\(.)")
 
+LONGEST_KNOWN = 1024
+"""Bytes of labels that are remembered at most: a page may have megabytes of them."""
+
 
 class Series(NamedTuple):
     """One line: labels and a value."""
 
-    labels: dict[str, str]
+    labels: Mapping[str, str]
     value: float
 
 
@@ -98,8 +102,19 @@ def _lines(names: tuple[str, ...]) -> re.Pattern[bytes]:
     )
 
 
-def _labels(text: bytes) -> dict[str, str]:
-    return {name.decode(): _unescaped(value.decode("utf-8", "replace")) for name, value in _LABEL.findall(text)}
+def _labels(text: bytes) -> Mapping[str, str]:
+    return _known_labels(text) if len(text) <= LONGEST_KNOWN else _read_labels(text)
+
+
+@lru_cache(maxsize=256)
+def _known_labels(text: bytes) -> Mapping[str, str]:
+    """The same again: a page that is read many times a second has the same labels each time."""
+    return _read_labels(text)
+
+
+def _read_labels(text: bytes) -> Mapping[str, str]:
+    found = {name.decode(): _unescaped(value.decode("utf-8", "replace")) for name, value in _LABEL.findall(text)}
+    return MappingProxyType(found)
 
 
 def _unescaped(value: str) -> str:

@@ -10,7 +10,7 @@ takes a third (measured: `docs/colocation.md`): the request is always the same b
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import httptools
 
@@ -57,8 +57,7 @@ class _Exchange(asyncio.Protocol):
     # -- asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.WriteTransport):
-            self._transport = transport
+        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's is one in all but its class
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_llm_provider.core.histogram import Histogram
+from airflow_llm_provider.endpoint import exposition as module
 from airflow_llm_provider.endpoint.exposition import Page
 
 TTFT = "vllm:time_to_first_token_seconds"
@@ -106,3 +107,11 @@ def test_buckets_that_are_none_are_an_error_and_not_fewer_samples(bucket):
 def test_no_page_whatsoever_raises(pieces):
     page = Page(b"".join(pieces), NAMES)
     assert page.total(RUNNING, "tiny") is None
+
+
+def test_labels_are_read_anew_where_they_differ_and_long_ones_are_not_kept() -> None:
+    before = module._known_labels.cache_info().currsize
+    for size in (1, 2, module.LONGEST_KNOWN, 2 * module.LONGEST_KNOWN):
+        page = Page(b'up{model_name="%s"} 1\n' % (b"m" * size), ["up"])
+        assert page.models() == ["m" * size]
+    assert module._known_labels.cache_info().currsize - before == 2

@@ -7,16 +7,25 @@ from random import Random
 import pytest
 
 from airflow_llm_provider.core.load import Load
-from airflow_llm_provider.core.looks import FIRST_SHARE, JITTER, LOOK_BUDGET, LOOKS_PER_S, STALE_S, Looks
+from airflow_llm_provider.core.looks import (
+    FIRST_SHARE,
+    JITTER,
+    LOOK_BUDGET,
+    LOOKS_PER_S,
+    SPARE,
+    SPARE_LOOKS_PER_S,
+    STALE_S,
+    Looks,
+)
 
 
 def shown(generated: float | None, running: int = 8, waiting: int = 0) -> Load:
     return Load(running=running, waiting=waiting, generated=generated)
 
 
-def mean_in_s(looks: Looks, own: int, *, at_work: bool, total: int = 8) -> float:
+def mean_in_s(looks: Looks, own: int, *, at_work: bool, total: int = 8, free: int = 0) -> float:
     load = Load(running=total, waiting=0)
-    return sum(looks.in_s(0.0, load, own, at_work=at_work) for _ in range(4000)) / 4000
+    return sum(looks.in_s(0.0, load, own, at_work=at_work, free=free) for _ in range(4000)) / 4000
 
 
 def test_the_same_tokens_and_totals_are_no_news() -> None:
@@ -66,6 +75,12 @@ def test_it_looks_no_more_often_than_the_server_makes_steps() -> None:
     assert mean_in_s(looks, 8, at_work=True) == pytest.approx(1 / LOOKS_PER_S, rel=0.05)
     looks.step_s = 0.04
     assert mean_in_s(looks, 8, at_work=True) == pytest.approx(0.04, rel=0.05)
+
+
+def test_it_looks_less_often_while_whoever_comes_next_finds_a_slot() -> None:
+    looks = Looks(Random(0))
+    assert mean_in_s(looks, 6, at_work=True, free=SPARE - 1) == pytest.approx(1 / LOOKS_PER_S, rel=0.05)
+    assert mean_in_s(looks, 6, at_work=True, free=SPARE) == pytest.approx(1 / SPARE_LOOKS_PER_S, rel=0.05)
 
 
 def test_looks_are_shared_out_by_what_each_has_there() -> None:

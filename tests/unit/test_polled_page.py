@@ -148,3 +148,13 @@ async def test_the_client_sends_what_it_always_sends_and_closes_it() -> None:
 def test_a_header_with_a_line_break_is_refused(headers: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError, match="has a line break"):
         EndpointSettings(base_urls=("http://it",), extra_headers=headers)
+
+
+def test_a_transport_need_not_be_of_asyncios_own_class() -> None:
+    class Foreign:  # as uvloop's is
+        def is_closing(self) -> bool:
+            return False
+
+    exchange = module._Exchange()
+    exchange.connection_made(Foreign())  # type: ignore[arg-type]
+    assert exchange.usable
