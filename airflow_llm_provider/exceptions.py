@@ -12,7 +12,8 @@
     │   ├── RunMissingError          a run must lie there and does not: nothing is started afresh
     │   ├── UnfinishedSharesError    a run that tasks share is to be assembled before all of them are through
     │   ├── EndpointRefusedError     the endpoint is up and says no: key, model or route
-    │   └── TooManyErrorsError       more rows failed than the run tolerates
+    │   ├── TooManyErrorsError       more rows failed than the run tolerates
+    │   └── FruitlessTriesError      tries in a row brought the run nowhere
     └── RetryLaterError              the next try may well succeed and goes on where this one stopped
         ├── EndpointDownError        the endpoint could not be reached, or had no capacity, for too long
         ├── ConnectionMissingError   Airflow does not know the connection, or could not ask where it is kept
@@ -70,8 +71,18 @@ class TooManyErrorsError(NoRetryError):
     """More rows ended in error than ``max_error_rate`` tolerates."""
 
 
+class FruitlessTriesError(NoRetryError):
+    """So many tries in a row settled no row that another one will not either (``fruitless_retries``)."""
+
+
 class RetryLaterError(LLMBatchError):
-    """Nothing is lost; the next try resumes."""
+    """Nothing is lost; the next try resumes.
+
+    Attributes:
+        settled: rows that the try had settled when it ended so.
+    """
+
+    settled = 0
 
 
 class EndpointDownError(RetryLaterError):

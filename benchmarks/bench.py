@@ -37,12 +37,19 @@ def prompt(index: int) -> str:
     return f"Summarise document {index}: {3 * _WORDS}"
 
 
-def write_rows(path: Path, rows: int) -> None:
-    """Write the input as JSONL: the prompt's text and a ``custom_id`` per line."""
+def write_rows(path: Path, rows: int, *, first: int = 0, row_bytes: int | None = None) -> None:
+    """Write the input as JSONL: the prompt's text and a ``custom_id`` per line.
+
+    Args:
+        path: the file.
+        rows: how many.
+        first: the first one's number.
+        row_bytes: of a line, about; the id alone is some of them. None: what `prompt` has.
+    """
     with path.open("wb") as file:
-        for index in range(rows):
-            line = {"custom_id": f"doc-{index}", "text": prompt(index)}
-            file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        for index in range(first, first + rows):
+            text = prompt(index) if row_bytes is None else "x" * max(1, row_bytes - 38)
+            file.write(orjson.dumps({"custom_id": f"doc-{index}", "text": text}, option=orjson.OPT_APPEND_NEWLINE))
 
 
 @contextmanager

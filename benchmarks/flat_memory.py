@@ -6,6 +6,7 @@ first new request, as seen at the stub, and to the manifest. What Python and Air
 Airflow's worker has that behind it when a task begins.
 
     python -m benchmarks.flat_memory
+    python -m benchmarks.flat_memory --rows 10000000 --kill-at 9900000 --early 1000000 --files 10 --row-bytes 100
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from airflow_llm_provider.storage.store import RunStore
 from benchmarks.bench import stub_server, write_rows
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ EARLY_ROW = 20_000
 LATE_ROW = 200_000
 MAX_GROWTH_MB = 20.0
 MAX_RESUME_S = 2.0
+MAX_LARGE_RESUME_S = 30.0
+"""Of ten million rows."""
+
+MAX_RESUME_US_A_ROW = 5.0
 _ROOT = Path(__file__).resolve().parents[1]  # where `benchmarks` is found
 _POLL_S = 0.002
 
@@ -52,6 +58,11 @@ class Flat:
         finished_s: from there (imported) until the manifest.
         resent: requests the second try sent.
         reads: what the second try read from storage, as {kind: [objects, bytes]}.
+        planned_s: what the first try took from its imports to its begin: the source read, and the run written down.
+        source_bytes: the input's size.
+        objects: in the run's folder, ``killed`` and ``finished``.
+        listed_s: what listing them took, when the run was killed.
+        peak_mb: the most memory that either try had, as the kernel counts it.
     """
 
     rss_mb: dict[str, float]
@@ -64,9 +75,16 @@ class Flat:
     finished_s: float
     resent: int
     reads: dict[str, list[int]]
+    planned_s: float
+    source_bytes: int
+    objects: dict[str, int]
+    listed_s: float
+    peak_mb: float
 
 
-def measure(folder: Path, *, rows: int, kill_at: int, in_flight: int) -> Flat:
+def measure(
+    folder: Path, *, rows: int, kill_at: int, in_flight: int, files: int = 1, row_bytes: int | None = None
+) -> Flat:
     """Do both tries.
 
     Args:
@@ -74,9 +92,13 @@ def measure(folder: Path, *, rows: int, kill_at: int, in_flight: int) -> Flat:
         rows: the input's rows.
         kill_at: the first try is killed when so many rows have landed.
         in_flight: requests in flight.
+        files: how many the input is spread over.
+        row_bytes: see `write_rows`.
     """
-    source, out, log = folder / "rows.jsonl", folder / "out", folder / "requests.log"
-    write_rows(source, rows)
+    source, out, log = folder / "rows-*.jsonl", folder / "out", folder / "requests.log"
+    for number in range(files):
+        begins, ends = number * rows // files, (number + 1) * rows // files
+        write_rows(folder / f"rows-{number:05}.jsonl", ends - begins, first=begins, row_bytes=row_bytes)
     first: list[dict[str, Any]] = []
     with stub_server() as url, _try(url, source, out, in_flight) as (process, events):
         for event in events:
@@ -85,6 +107,9 @@ def measure(folder: Path, *, rows: int, kill_at: int, in_flight: int) -> Flat:
                 process.kill()
     if (out / "manifest.json").exists():
         raise AssertionError("the run was killed too late: it had finished")
+    began_s = _now_s()
+    objects = {"killed": len(RunStore(out.as_uri()).list(""))}
+    listed_s = _now_s() - began_s
     landed = _rows_in(out.glob("part-*.jsonl"))
     kept = landed | _rows_in(out.glob("_run/journal/*/*.jsonl"))
     with stub_server(log) as url:
@@ -92,6 +117,7 @@ def measure(folder: Path, *, rows: int, kill_at: int, in_flight: int) -> Flat:
         with _try(url, source, out, in_flight) as (process, events):
             watcher = _FirstLine(log, process)
             second = {event["event"]: event for event in events}
+    objects["finished"] = len(RunStore(out.as_uri()).list(""))
     begun_s, imported_s = first[1]["at_s"], second["imported"]["at_s"]
     return Flat(
         rss_mb={str(event.get("rows", event["event"])): event["rss_bytes"] / 1e6 for event in first},
@@ -104,6 +130,11 @@ def measure(folder: Path, *, rows: int, kill_at: int, in_flight: int) -> Flat:
         finished_s=second["finished"]["at_s"] - imported_s,
         resent=log.read_bytes().count(b"\n"),
         reads=second["finished"]["reads"],
+        planned_s=begun_s - first[0]["at_s"],
+        source_bytes=sum(file.stat().st_size for file in folder.glob(source.name)),
+        objects=objects,
+        listed_s=listed_s,
+        peak_mb=max(event["peak_bytes"] for event in (*first, *second.values())) / 1e6,
     )
 
 
@@ -161,25 +192,30 @@ def _now_s() -> float:
     return time.monotonic()  # noqa: TID251 - the clock that `flat_run` reports by
 
 
-def report(flat: Flat) -> Iterator[str]:
-    """The tables."""
+def report(flat: Flat, *, early: int = EARLY_ROW, late: int = LATE_ROW) -> Iterator[str]:
+    """The tables; memory is told from row `early` to row `late`."""
+    yield f"the source's {flat.source_bytes / 1e6:,.1f} MB read and planned in {flat.planned_s:.2f} s"
     yield "memory of the task process (RSS)"
-    shown = ("imported", "begun", 1_000, EARLY_ROW, 50_000, 100_000, 150_000, LATE_ROW)
+    shown = ("imported", "begun", 1_000, *range(early, late, max(1, (late - early) // 5_000 * 1_000)), late)
     for name in [str(name) for name in shown if str(name) in flat.rss_mb]:
         title = f"row {int(name):,}" if name.isdecimal() else name
-        yield f"  {title:>11} {flat.rss_mb[name]:8.1f} MB"
-    if str(LATE_ROW) in flat.rss_mb:
-        growth_mb = flat.rss_mb[str(LATE_ROW)] - flat.rss_mb[str(EARLY_ROW)]
-        yield f"  growth from row {EARLY_ROW:,} to {LATE_ROW:,}: {growth_mb:.1f} MB{_verdict(growth_mb, MAX_GROWTH_MB)}"
+        yield f"  {title:>14} {flat.rss_mb[name]:8.1f} MB"
+    if str(early) in flat.rss_mb and str(late) in flat.rss_mb:
+        growth_mb = flat.rss_mb[str(late)] - flat.rss_mb[str(early)]
+        yield f"  growth from row {early:,} to {late:,}: {growth_mb:.1f} MB{_verdict(growth_mb, MAX_GROWTH_MB)}"
+    yield f"  at most, at any moment: {flat.peak_mb:,.1f} MB"
     yield f"  pace: {flat.rows_per_s:,.0f} rows/s"
+    yield f"objects: {flat.objects['killed']:,} when it was killed, listed in {flat.listed_s:.2f} s; "
+    yield f"  {flat.objects['finished']:,} at the end"
     yield ""
     yield f"resume after kill -9 with {flat.landed:,} rows landed, {flat.kept:,} kept"
     yield f"  Python and Airflow imported     {flat.imported_s:8.2f} s, from process start"
     yield f"  run found, endpoint asked       {flat.begun_s:8.2f} s, from there"
-    verdict = _verdict(flat.resumed_s, MAX_RESUME_S)
+    verdict = _verdict(flat.resumed_s, MAX_RESUME_S if flat.kept <= LATE_ROW * 2 else MAX_LARGE_RESUME_S)
     yield f"  first new request               {flat.resumed_s:8.2f} s, from there{verdict}"
     yield f"  manifest                        {flat.finished_s:8.2f} s, from there"
-    yield f"  first request, per finished row {1e6 * flat.resumed_s / flat.kept:8.2f} µs"
+    per_row_us = 1e6 * flat.resumed_s / max(1, flat.kept)
+    yield f"  first request, per finished row {per_row_us:8.2f} µs{_verdict(per_row_us, MAX_RESUME_US_A_ROW)}"
     yield f"  requests sent                   {flat.resent:8,}"
     for kind, (objects, size_bytes) in sorted(flat.reads.items()):
         yield f"  read {kind:26} {objects:8,} objects, {size_bytes / 1e3:,.1f} kB"
@@ -194,12 +230,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.flat_memory", description=__doc__)
     parser.add_argument("--rows", type=int, default=202_000)
     parser.add_argument("--kill-at", type=int, default=LATE_ROW, help="kill when so many rows have landed")
+    parser.add_argument("--early", type=int, default=EARLY_ROW, help="memory's growth is told from this row on")
+    parser.add_argument("--files", type=int, default=1, help="the input is spread over so many")
+    parser.add_argument("--row-bytes", type=int, help="of a line of the input, about")
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="llm-bench-") as folder:
-        flat = measure(Path(folder), rows=options.rows, kill_at=options.kill_at, in_flight=options.in_flight)
-    print(orjson.dumps(asdict(flat)).decode() if options.json else "\n".join(report(flat)))
+        flat = measure(
+            Path(folder),
+            rows=options.rows,
+            kill_at=options.kill_at,
+            in_flight=options.in_flight,
+            files=options.files,
+            row_bytes=options.row_bytes,
+        )
+    lines = report(flat, early=options.early, late=options.kill_at)
+    print(orjson.dumps(asdict(flat)).decode() if options.json else "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
 """One try of a run, in a process of its own, that says on standard output what it does and what it weighs.
 
 Owns the child process of `flat_memory`. Every line is one JSON object with an ``event``, ``at_s`` on the machine's
-monotonic clock, which the parent shares, and ``rss_bytes``:
+monotonic clock, which the parent shares, ``rss_bytes`` and ``peak_bytes``:
 
 - ``imported``: the package and Airflow are loaded; from here on it is the task's own work.
 - ``begun``: the run was found or begun, and the endpoint asked who it is.
 - ``landed``: a part lies in storage; ``rows`` have been landed by this try.
 - ``finished``: the manifest lies there; ``reads`` says what was read from storage, as {kind: [objects, bytes]}.
 
-    python -m benchmarks.flat_run <url> <rows.jsonl> <result folder>
+    python -m benchmarks.flat_run <url> <rows.jsonl, or a glob> <result folder>
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import resource
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,7 @@ def say(event: str, **more: Any) -> None:
         "event": event,
         "at_s": time.monotonic(),  # noqa: TID251 - the parent subtracts its own reading
         "rss_bytes": psutil.Process().memory_info().rss,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         **more,
     }
     sys.stdout.buffer.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))

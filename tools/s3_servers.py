@@ -123,6 +123,7 @@ class Said:
         after: whether the server was given the request first, so that only the answer is lost.
         half: whether it was given half of it.
         kept_back: whether it gets the request when `S3Proxy.deliver` is called.
+        delivers: the server first gets what was kept back, and then this request.
         first: called before anything else.
     """
 
@@ -131,6 +132,7 @@ class Said:
     after: bool = False
     half: bool = False
     kept_back: bool = False
+    delivers: bool = False
     first: Callable[[], object] = lambda: None
 
 
@@ -211,6 +213,9 @@ class S3Proxy:
         if said is None:
             return await self._hand_on(request, body)
         said.first()
+        if said.delivers:
+            await self._deliver()
+            return await self._hand_on(request, body)
         if said.after:
             await self._hand_on(request, body)
         if said.half:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from airflow_llm_provider.batch import tries
 from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.batch.ending import finish, judge
 from airflow_llm_provider.batch.gate import await_release
@@ -30,6 +31,7 @@ from airflow_llm_provider.core.request import BadRow
 from airflow_llm_provider.endpoint.identity import ServedModel
 from airflow_llm_provider.exceptions import (
     ConfigurationError,
+    RetryLaterError,
     RunStoppedError,
     SourceError,
     StaleRunError,
@@ -134,6 +136,7 @@ class JobRun:
         self._try_token = secrets.token_hex(4)
         self.notes = self._notes()
         self._lease = Lease(self.notes, token=self._try_token, try_number=job.try_number, guarded=[store])
+        self._shift_ends = utc_now() + job.shift if job.shift is not None else None
         self._anew: opening.Found | None = None
         """What would be begun anew."""
 
@@ -259,11 +262,18 @@ class JobRun:
     def _begin(self, found: opening.Found, *, why: str | None) -> dict[str, Any]:
         """Scan, write the intent of a first generation, or of one more in place of what was found, and work it off."""
         after = found.document
+        if after is None:
+            tries.check_unbegun(self._job, self._store)
         self._anew = None  # until the intent is written: what goes wrong before is nothing to begin anew for
         self._await_release(Earlier())
         log.info("Reading the source once, to count, pin and check it")
         scan = self._job.source.scan(self._job.chunk_rows)
         rows = scan.plan.total_rows
+        if self._job.most_rows is not None and rows > self._job.most_rows:
+            raise ConfigurationError(
+                f"The source has {rows:,} rows, and a run with checkpoint='xcom' may have {self._job.most_rows:,}. "
+                "Leave checkpoint out, and give a result_path on object storage"
+            )
         if rows == 0:
             self._check_empty_is_fine()
         served = self._ask_endpoint(self._job.model) if rows else {}
@@ -302,7 +312,9 @@ class JobRun:
 
     def _go_on(self, document: RunDocument) -> dict[str, Any]:
         """What follows when the intent has been written."""
-        return self._work(self._open(document))
+        opened = self._open(document)
+        tries.count(self._job, self.notes, done=opened.ledger.totals.done, journals=opened.journal.objects)
+        return self._work(opened)
 
     def _resume(self, document: RunDocument, found: opening.Found) -> dict[str, Any]:
         """Go on with the run that lies there, once no other try writes to it any more."""
@@ -312,6 +324,8 @@ class JobRun:
             self._tidy(lambda: None)
             return manifest
         opened = self._open(document) if document.state == "open" else None
+        if opened is not None:
+            tries.count(self._job, self.notes, done=opened.ledger.totals.done, journals=opened.journal.objects)
         if opened is not None and opened.ledger.finished:
             self._check_source(document, may_be_gone=True)
             return self._work(opened)
@@ -391,9 +405,14 @@ class JobRun:
                 parts=opened.parts,
                 try_token=self._try_token,
                 stop=self._stop,
+                shift_ends=self._shift_ends,
                 told=self._told,
             )
-            run_apart(work, self._stop)
+            try:
+                run_apart(work, self._stop)
+            except RetryLaterError as error:
+                error.settled = opened.ledger.settled_here.done
+                raise
         return self._finish(opened)
 
     def _finish(self, opened: Opened) -> dict[str, Any]:

@@ -82,6 +82,10 @@ class Held(Protocol):
         """Send."""
         ...
 
+    def drain(self) -> None:
+        """Begin nothing more; what is begun goes on."""
+        ...
+
     def stay(self) -> None:
         """Wait in place."""
         ...
@@ -102,6 +106,7 @@ class Gate:
         dispatcher: says what is in flight there, and what still fits.
         ledger: says what has settled.
         name: the server's, for the log; empty where there is only one.
+        shift_ends: when the worker is given back for a moment, UTC, once a row has settled; None: never.
         remaining_s: estimates the time the rest takes; None where nobody knows.
         now: the wall clock.
     """
@@ -117,8 +122,10 @@ class Gate:
         ledger: Ledger,
         remaining_s: Callable[[], float | None],
         name: str = "",
+        shift_ends: datetime | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
+        self._shift_ends = shift_ends
         self._terms = terms
         self._switch = switch
         self._watch = watch
@@ -150,6 +157,9 @@ class Gate:
         if isinstance(decision, Hold):
             self._hold(decision, now)
             return CONTROL_PERIOD_S
+        if self._shift_is_over(now):
+            self._end_shift(now)
+            return CONTROL_PERIOD_S
         beyond = decision if decision.until is None else self._ask(decision.until)
         if decision.until is None or isinstance(beyond, Release):  # whatever ends there, the window does not close
             self._release(decision, now, closes_s=None)
@@ -173,6 +183,20 @@ class Gate:
             remaining_s=self._remaining_s(),
         )
 
+    def _shift_is_over(self, now: datetime) -> bool:
+        """Never before a row has settled: a shift too short for one would be worked again and again."""
+        return self._shift_ends is not None and now >= self._shift_ends and self._ledger.settled_here.done > 0
+
+    def _end_shift(self, now: datetime) -> None:
+        """What is begun goes to its end, and then the worker is given back."""
+        reason = f"the shift was over at {self._shift_ends:%Y-%m-%d %H:%M:%S} UTC, and the worker is given back"
+        hold = Hold(cause=Cause.SHIFT, reason=reason, yields=False)
+        self._tell(hold)
+        self._count(now)
+        self._runner.drain()
+        if self._dispatcher.in_flight == 0:
+            self._leave(hold, None)
+
     def _bound_prediction(self, now: datetime) -> None:
         opening = self._terms.windows.at(now) if self._terms.windows is not None else None
         if opening is not None:
@@ -190,10 +214,7 @@ class Gate:
         self._runner.release(limit=release.limit, closes_s=closes_s)
 
     def _hold(self, hold: Hold, now: datetime, *, drained_until: datetime | None = None) -> None:
-        flying = self._dispatcher.in_flight
-        fate = f"; {flying} requests in flight {'are given up' if hold.yields else 'may end'}" if flying else ""
-        self._say(f"On hold: {hold.reason}{fate}", about=(hold.cause, hold.until))
-        self.held = hold
+        self._tell(hold)
         self._running = False
         self._count(now)
         if self._held_since is None:
@@ -203,6 +224,12 @@ class Gate:
             self._leave(hold, drained_until)
         else:
             self._runner.stay()
+
+    def _tell(self, hold: Hold) -> None:
+        flying = self._dispatcher.in_flight
+        fate = f"; {flying} requests in flight {'are given up' if hold.yields else 'may end'}" if flying else ""
+        self._say(f"On hold: {hold.reason}{fate}", about=(hold.cause, hold.until))
+        self.held = hold
 
     def _is_long(self, hold: Hold, now: datetime) -> bool:
         if hold.cause is Cause.LOOKING or self._held_since is None:

@@ -14,6 +14,7 @@ from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import timedelta
 
     from airflow_llm_provider.batch.switch import HoldSwitch
     from airflow_llm_provider.core.identity import RunIdentity
@@ -51,6 +52,12 @@ class BatchJob:
         flush_rows: see `Recorder`.
         flush_interval_s: see `Recorder`.
         outage_patience_s: how long the endpoint may give no answer before this try gives up.
+        shift: after so long the worker is given back for a moment; None: never.
+        fruitless_retries: tries that settle nothing may be followed by so many more in a row; None: Airflow alone
+            counts.
+        most_rows: of a run that may not have more; None: any number.
+        progress_interval_s: how often progress is told; None: as often as the `Reporter` does by itself.
+        earlier_tries: tries before this one, since the task was cleared last.
 
     Raises:
         ConfigurationError: when a number is out of its range or a word is none of the known ones.
@@ -77,6 +84,11 @@ class BatchJob:
     flush_rows: int
     flush_interval_s: float
     outage_patience_s: float
+    shift: timedelta | None = None
+    fruitless_retries: int | None = None
+    earlier_tries: int = 0
+    most_rows: int | None = None
+    progress_interval_s: float | None = None
     control: ControlLaw = FIXED
 
     def __post_init__(self) -> None:

@@ -43,6 +43,7 @@ class Reporter:
         ledger: what is done.
         spread: what is in flight, and why nothing is.
         urls: the servers', in `spread`'s order.
+        interval_s: how often progress is told; None: every `PROGRESS_INTERVAL_S`.
         remaining_s: how long the rest took at the pace of the last stretch; None where there was none.
         told: called in a thread, whenever progress is written, with what the run holds of its servers and what this
             try has settled; at the end of the try with what it holds then, which is nothing.
@@ -56,8 +57,10 @@ class Reporter:
         urls: Sequence[str],
         *,
         remaining_s: float | None = None,
+        interval_s: float | None = None,
         told: Callable[[Occupancy, Totals], None] | None = None,
     ) -> None:
+        self._interval_s = PROGRESS_INTERVAL_S if interval_s is None else interval_s
         self._store = store
         self._told = told
         self._told_others = False  # what others have was told once: nobody else would take it back
@@ -93,7 +96,7 @@ class Reporter:
             if now >= next_log:
                 log.info("%s", self._words(pace))
                 next_log = now + LOG_INTERVAL_S
-            await asyncio.sleep(PROGRESS_INTERVAL_S)
+            await asyncio.sleep(self._interval_s)
 
     async def finish(self) -> None:
         """The last word of a try."""

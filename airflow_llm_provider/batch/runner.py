@@ -248,6 +248,11 @@ class Lease:
         self._server.dispatcher.release(limit=limit, closes_s=closes_s)
         self._runner.pump()
 
+    def drain(self) -> None:
+        """Begin nothing more there; what is begun goes on."""
+        self._server.dispatcher.drain()
+        self._runner.pump()
+
     def obey(self, verdict: Verdict) -> None:
         """Do what follows from the server's load; the limit is the dispatcher's already."""
         if verdict.give_up:

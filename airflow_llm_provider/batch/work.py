@@ -33,6 +33,7 @@ from airflow_llm_provider.endpoint.load import LoadReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from airflow_llm_provider.batch.job import BatchJob
     from airflow_llm_provider.batch.stop import StopSwitch
@@ -54,9 +55,10 @@ async def work_off(
     parts: Parts,
     try_token: str,
     stop: StopSwitch,
+    shift_ends: datetime | None = None,
     told: Callable[[Occupancy, Totals], None] | None = None,
 ) -> None:
-    """Request every row that is not done, until all are; `told` is the `Reporter`'s.
+    """Request every row that is not done, until all are, or the shift ends; `told` is the `Reporter`'s.
 
     Raises:
         LLMBatchError: why this try ended before that; what had settled is kept.
@@ -68,7 +70,9 @@ async def work_off(
     await job.switch.refresh()  # reading the source may have taken long
     spread = _spread(job, row_s=earlier.row_s)
     recorder = Recorder(ledger, journal, parts, flush_rows=job.flush_rows, flush_interval_s=job.flush_interval_s)
-    reporter = Reporter(store, ledger, spread, urls, remaining_s=earlier.remaining_s, told=told)
+    reporter = Reporter(
+        store, ledger, spread, urls, remaining_s=earlier.remaining_s, told=told, interval_s=job.progress_interval_s
+    )
     latency = job.endpoint.latency if job.terms.gated else None
     owns = [OwnRequests() if latency else None for _ in urls]
     watches = [
@@ -107,6 +111,7 @@ async def work_off(
                 ledger=ledger,
                 remaining_s=reporter.remaining_s,
                 name=url if len(urls) > 1 else "",
+                shift_ends=shift_ends,
             )
             for url, watch, lease, dispatcher in zip(urls, watches, runner.leases, spread.dispatchers, strict=True)
         ]

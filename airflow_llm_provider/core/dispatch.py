@@ -71,6 +71,7 @@ class Dispatcher:
         self.share: int | None = None
         """Requests in flight at most, as the run's limit is spread just now; None: all of `limit`."""
         self._closes_s: float | None = None
+        self._draining = False
         self._max_attempts = max_attempts
         self._wait_s = wait_s
         self._queue = RowQueue() if queue is None else queue
@@ -102,14 +103,20 @@ class Dispatcher:
 
     def release(self, *, limit: int, closes_s: float | None) -> None:
         """Rows may be sent, `limit` of them at a time, if they will have ended by `closes_s` (monotonic seconds)."""
-        self.limit, self._closes_s, self.held = limit, closes_s, False
+        self.limit, self._closes_s, self.held, self._draining = limit, closes_s, False, False
+
+    def drain(self) -> None:
+        """No row may be begun; those that are go on, slice by slice, as long as the window is open."""
+        self._draining = True
 
     def hold(self) -> None:
         """No row may be sent; those in flight are the runner's business."""
         self.held = True
 
     def fits(self, now: float) -> bool:
-        """Whether a row sent at `now` should end before the window closes."""
+        """Whether a row may be begun at `now`: it should end before the window closes."""
+        if self._draining:
+            return False
         return self._closes_s is None or now + self.durations.predicted_s() <= self._closes_s
 
     def _open(self, now: float) -> bool:

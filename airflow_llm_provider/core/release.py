@@ -44,6 +44,7 @@ class Cause(StrEnum):
     LOOKING = "looking"  # the first look at real-time's latency is under way
     OBJECTIVE = "objective"  # real-time is not well, or not well for long enough yet
     UNKNOWN = "unknown"  # nobody knows how real-time is
+    SHIFT = "shift"  # the worker is given back for a moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

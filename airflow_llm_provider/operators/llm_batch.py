@@ -7,7 +7,7 @@ read out of them (`operators.reading`), how a batch is run (`batch.execution`) o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import BaseOperator, BaseOperatorLink
@@ -21,9 +21,16 @@ from airflow_llm_provider.core.release import Cause
 from airflow_llm_provider.core.tolerance import Tolerance
 from airflow_llm_provider.core.window_text import parse_windows
 from airflow_llm_provider.core.workload import Workload
-from airflow_llm_provider.exceptions import ConfigurationError, NoRetryError, RetryLaterError
+from airflow_llm_provider.exceptions import (
+    ConfigurationError,
+    EndpointDownError,
+    NoRetryError,
+    RetryLaterError,
+    TooManyErrorsError,
+)
 from airflow_llm_provider.hooks.compat import AirflowException, AirflowFailException, AirflowSkipException
 from airflow_llm_provider.hooks.vllm import VLLMHook
+from airflow_llm_provider.operators.checkpoint import SCHEME, check_arguments, hand_over, open_store
 from airflow_llm_provider.operators.context import NAMES
 from airflow_llm_provider.operators.effective import configured
 from airflow_llm_provider.operators.marker import RunMarker
@@ -38,7 +45,6 @@ from airflow_llm_provider.operators.reading import (
     unknown_alert_after,
 )
 from airflow_llm_provider.storage.manifest import for_xcom
-from airflow_llm_provider.storage.store import RunStore
 from airflow_llm_provider.triggers.release import ReleaseTrigger
 
 if TYPE_CHECKING:
@@ -48,6 +54,12 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.batch.job import BatchJob
     from airflow_llm_provider.core.prompt import Endpoint
+    from airflow_llm_provider.operators.checkpoint import Checkpoint
+    from airflow_llm_provider.storage.store import RunStore
+
+
+SHORTEST_SHIFT = timedelta(minutes=1)
+"""To come back takes some 20 s: 15 in the triggerer, and a new process."""
 
 
 class ResultsLink(BaseOperatorLink):
@@ -91,6 +103,8 @@ class LLMBatchOperator(BaseOperator):
         extra_body: further body fields, such as ``top_k`` or ``chat_template_kwargs``; sent as they are.
         result_path: where results lie: a URI, a local path, or a path below the configured base. Two runs cannot share
             one. By default the configured base, then DAG, task, run and map index. Templated.
+        checkpoint: ``storage``, or ``xcom`` for a small run that is kept in Airflow itself and whose results are an
+            XCom of the key ``results``.
         chunk_rows: rows per part.
         max_in_flight: requests in flight at most, whatever the server's load leaves; by default what the connection's
             slots allow, else the provider configuration's.
@@ -107,6 +121,11 @@ class LLMBatchOperator(BaseOperator):
         headroom: sequences always left free for real-time, by default the connection's; what more it needs is learned.
         on_unknown_callback: called with the context, as Airflow's own callbacks and notifiers are, when real-time's
             latency has been unreadable for the connection's `unknown_alert_s`. Without one, the try fails then.
+        shift: after so long the worker is given back and the task takes its turn again, resuming from what it has
+            settled: on workers that come and go, so that none of them is needed, or waited for, all night.
+        fruitless_retries: so many tries in a row that settle no row may be followed by another one, and no more; then
+            give `retries` generously: a killed worker spends one of those, whatever the try had settled. An endpoint
+            that goes away under a try that has settled rows spends none.
         pool: Airflow's; by default the one that the provider configuration names for the workload.
         pool_slots: slots of the pool; where the provider configuration says `requests_per_slot`, they cap the requests
             in flight.
@@ -142,6 +161,7 @@ class LLMBatchOperator(BaseOperator):
         stop: str | list[str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         result_path: str | None = None,
+        checkpoint: Checkpoint = "storage",
         chunk_rows: int = CHUNK_ROWS,
         max_in_flight: int | None = None,
         max_error_rate: float = 0.1,
@@ -154,6 +174,8 @@ class LLMBatchOperator(BaseOperator):
         deadline: str | None = None,
         headroom: int | None = None,
         on_unknown_callback: Callable[[Any], Any] | Sequence[Callable[[Any], Any]] | None = None,
+        shift: timedelta | None = None,
+        fruitless_retries: int | None = None,
         pool: str | None = None,  # from here on, what `partial` must tell the scheduler: see `operators.placing`
         pool_slots: int = 1,
         priority_weight: int | None = None,
@@ -184,6 +206,7 @@ class LLMBatchOperator(BaseOperator):
         self.stop = stop
         self.extra_body = extra_body
         self.result_path = result_path
+        self.checkpoint = checkpoint
         self.chunk_rows = chunk_rows
         self.max_in_flight = max_in_flight
         self.max_error_rate = max_error_rate
@@ -196,6 +219,8 @@ class LLMBatchOperator(BaseOperator):
         self.deadline = deadline
         self.headroom = headroom
         self.on_unknown_callback = on_unknown_callback
+        self.shift = shift
+        self.fruitless_retries = fruitless_retries
         self.results_link = ""
         self._check_arguments()
 
@@ -230,6 +255,11 @@ class LLMBatchOperator(BaseOperator):
             raise AirflowSkipException(str(skip)) from None
         except NoRetryError as error:
             raise AirflowFailException(f"{type(error).__name__}: {error}") from None  # its words are for people
+        except EndpointDownError as error:
+            if self.fruitless_retries is None or not error.settled:
+                raise AirflowException(f"{type(error).__name__}: {error}") from error
+            self.log.warning("%s. This try has settled %s rows and spends no retry", error, f"{error.settled:,}")
+            return self._trigger(not_before=(utc_now() + self.retry_delay).isoformat())
         except RetryLaterError as error:
             raise AirflowException(f"{type(error).__name__}: {error}") from error
 
@@ -246,9 +276,7 @@ class LLMBatchOperator(BaseOperator):
             raise AirflowException(str(event["reason"]))
         if event["event"] == "unknown":
             self._alert(context, since=event["since"], reason=event["reason"])
-            trigger = ReleaseTrigger(
-                vllm_conn_id=self.vllm_conn_id,
-                asked=asked_by(self).as_dict(),
+            trigger = self._trigger(
                 remaining_s=event["remaining_s"],
                 recovering=True,
                 unknown_since=event["since"],
@@ -266,15 +294,16 @@ class LLMBatchOperator(BaseOperator):
             if not alerted and utc_now() - datetime.fromisoformat(since) >= unknown_alert_after(self):
                 self._alert(context, since=since, reason=held.hold.reason)  # the triggerer may well read what we cannot
                 alerted = True
-        return ReleaseTrigger(
-            vllm_conn_id=self.vllm_conn_id,
-            asked=asked_by(self).as_dict(),
+        return self._trigger(
             remaining_s=held.remaining_s,
             recovering=held.hold.cause in (Cause.UNKNOWN, Cause.OBJECTIVE),
             not_before=held.drained_until.isoformat() if held.drained_until is not None else None,
             unknown_since=since,
             alerted=alerted,
         )
+
+    def _trigger(self, **waits: Any) -> ReleaseTrigger:
+        return ReleaseTrigger(vllm_conn_id=self.vllm_conn_id, asked=asked_by(self).as_dict(), **waits)
 
     def _alert(self, context: Context, *, since: str, reason: str) -> None:
         """Say that nobody knows how real-time does: a broken metric must not be a silent night."""
@@ -294,24 +323,44 @@ class LLMBatchOperator(BaseOperator):
 
     def _run(self, context: Context, switch: StopSwitch) -> dict[str, Any]:
         job, store, begun = self._read(context)
-        return for_xcom(run_job(job, store, switch, begun=begun, told=RunMetrics(context)))
+        try:
+            manifest = run_job(job, store, switch, begun=begun, told=RunMetrics(context))
+        except TooManyErrorsError:
+            self._hand_over(store, context)
+            raise
+        self._hand_over(store, context)
+        return for_xcom(manifest)
+
+    def _hand_over(self, store: RunStore, context: Context) -> None:
+        if self.checkpoint == SCHEME:
+            hand_over(store, context)
 
     def _read(self, context: Context) -> tuple[BatchJob, RunStore, Callable[[], None]]:
         """The job, where its run lies, and what is called when that is begun."""
         marker = RunMarker(context)
         job, uri = read_job(self, context, marker)
-        store = RunStore(uri)  # refuses a scheme that no file system serves, before anybody is given it as a link
-        self.results_link = browse_link(uri, configured("results_link", str)[0] or "")
+        store = open_store(uri, context)  # refuses a scheme that nothing serves, before anybody is given it as a link
+        if self.checkpoint != SCHEME:
+            self.results_link = browse_link(uri, configured("results_link", str)[0] or "")
         return job, store, lambda: marker.set(uri)
 
     def _check_arguments(self) -> None:
         """Refuse at parse time what could never run; values that come from other tasks are looked at in `execute`."""
         RequestTemplate(request_spec(self, dict.fromkeys(NAMES)), model="")
         Tolerance(self.max_error_rate)
+        check_arguments(self.checkpoint, self.result_path)
         if self.window is not None:
             parse_windows(self.window)
         asked_by(self)
-        for name, least in (("chunk_rows", 1), ("max_in_flight", 1), ("headroom", 0)):
+        if self.shift is not None and not (isinstance(self.shift, timedelta) and self.shift >= SHORTEST_SHIFT):
+            raise ConfigurationError(f"shift must be a timedelta of {SHORTEST_SHIFT} or more, not {self.shift!r}")
+        if self.fruitless_retries is not None and self.retries is not None and self.fruitless_retries >= self.retries:
+            raise ConfigurationError(
+                f"fruitless_retries ({self.fruitless_retries}) must be less than retries ({self.retries}): killed "
+                "workers spend those, too, so set retries to as many as a run may see, such as 50"
+            )
+        wholes = (("chunk_rows", 1), ("max_in_flight", 1), ("headroom", 0), ("fruitless_retries", 0))
+        for name, least in wholes:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ConfigurationError(f"{name} must be a whole number of {least} or more, not {value!r}")

@@ -42,6 +42,11 @@ class Journal:
             if folder.isdecimal() and flush.startswith(f"{fingerprint}-"):
                 self._objects.setdefault(int(folder), []).append(name)
 
+    @property
+    def objects(self) -> int:
+        """How many there are."""
+        return sum(map(len, self._objects.values()))
+
     def load(self, chunk: int) -> dict[int, SettledLine]:
         """Rows of `chunk` that earlier tries journalled, by index."""
         rows: dict[int, SettledLine] = {}

@@ -150,7 +150,8 @@ def finish_clearing(store: RunStore, document: RunDocument) -> RunDocument:
     """
     listing = store.list("")
     # The manifest goes first: while it stands, readers may rely on what it names.
-    store.delete(name for name in (layout.MANIFEST, layout.DEAD_LETTER, layout.PROGRESS) if name in listing)
+    written = (layout.MANIFEST, layout.DEAD_LETTER, layout.PROGRESS, layout.TRIES)
+    store.delete(name for name in written if name in listing)
     store.delete(name for name in listing if layout.parse_part(name))
     for folder in _FOR_RESUMES:
         store.delete_folder(folder)
@@ -167,13 +168,14 @@ def finish(store: RunStore, manifest: dict[str, Any]) -> None:
 
 def is_tidy(store: RunStore) -> bool:
     """Whether nothing lies there that only a resume would have needed: a try may be killed at its very end."""
-    return not any(name.startswith((*_FOR_RESUMES, layout.LEASE)) for name in store.list("_run"))
+    return not any(name.startswith((*_FOR_RESUMES, layout.LEASE, layout.TRIES)) for name in store.list("_run"))
 
 
 def tidy(store: RunStore) -> None:
     """Remove what only a resume would have needed, of a finished run."""
     for folder in _FOR_RESUMES:
         store.delete_folder(folder)
+    store.delete([layout.TRIES])
     store.clear_scratch()
 
 

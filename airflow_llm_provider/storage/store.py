@@ -25,6 +25,8 @@ from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError, S
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from airflow_llm_provider.storage.state_files import StateFiles
+
 _READERS = 16
 
 _SCRATCH = "_run/tmp"
@@ -107,6 +109,7 @@ class RunStore:
 
     Args:
         uri: the run's path, with a scheme; a connection may be named as in ``s3://conn@bucket/prefix``.
+        files: where no file system serves `uri`: what does.
 
     Attributes:
         guard: called before anything is changed; what it raises keeps the change from being made.
@@ -115,16 +118,17 @@ class RunStore:
         ConfigurationError: when no file system serves the URI's scheme.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, files: StateFiles | None = None) -> None:
         self.uri = uri.rstrip("/")
         self.guard: Callable[[], None] | None = None
-        self._fs, path = open_path(self.uri, what="result_path")
+        self._files = files
+        self._fs, path = (files, self.uri) if files is not None else open_path(self.uri, what="result_path")
         self._root = path.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
 
     def below(self, folder: str) -> RunStore:
         """What lies below one folder of it, as storage of its own, with a guard of its own."""
-        return RunStore(f"{self.uri}/{folder}")
+        return RunStore(f"{self.uri}/{folder}", files=self._files)
 
     def read(self, name: str) -> bytes | None:
         """The object's bytes; None only where the store says that there is no such object.

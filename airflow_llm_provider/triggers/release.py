@@ -53,8 +53,8 @@ class ReleaseTrigger(BaseTrigger):
         asked: what the DAG asked for (`core.terms.Asked.as_dict`).
         remaining_s: how long the rest of the run takes at the pace measured; None where nobody knows.
         recovering: real-time was not well when the task began to wait, so it must have been well for a while again.
-        not_before: the close before which nothing more fits, UTC ISO 8601; None where there is none. Until then the
-            open window releases nothing.
+        not_before: when the task may come back at the soonest, UTC ISO 8601: at the close before which nothing more
+            fits, or when the endpoint may be there again; None: whenever it is released.
         unknown_since: since when latency has been unreadable, UTC ISO 8601; None where it was not.
         alerted: the alert about that has been raised already.
     """
@@ -133,7 +133,7 @@ class ReleaseTrigger(BaseTrigger):
         released = next((each for each in decisions if isinstance(each, Release)), None)
         causes = {each.cause for each in decisions if isinstance(each, Hold)}
         if self._drained(now) and not causes & {Cause.SWITCH, Cause.WINDOW}:
-            self._say(f"Waiting for the close at {self.not_before}, before which nothing more fits", about="drained")
+            self._say(f"Waiting until {self.not_before}: to come back before would be of no use", about="drained")
             self._stop_watching()
             return None
         if released is not None:  # one server that may be sent requests is enough to go on

@@ -1,4 +1,4 @@
-"""Kills this process with SIGKILL at its n-th change to files below a folder.
+"""Kills this process with SIGKILL at its n-th change to files below a folder, or has it stand still there.
 
 Owns what a change is: what the interpreter tells an audit hook before it opens a file for writing, renames, links,
 removes, or makes a folder. So nothing of the code that is killed is wrapped or knows of it, and a change that nobody
@@ -23,13 +23,16 @@ class Deaths:
     Args:
         below: only what lies there counts.
         at: the change before which the process is killed; 0: none.
+        stands_still: it is not killed, but stopped (SIGSTOP), until somebody has it go on (SIGCONT): as a machine that
+            is paused, or cut off from the rest of the world for a while.
         torn: half of what was to be put in place is cut off first, as if the kill had come while it was written.
     """
 
-    def __init__(self, below: str, *, at: int, torn: bool) -> None:
+    def __init__(self, below: str, *, at: int, torn: bool, stands_still: bool = False) -> None:
         self._below = f"{below.rstrip('/')}/"
         self._at = at
         self._torn = torn
+        self._signal = signal.SIGSTOP if stands_still else signal.SIGKILL
         self.changes = 0
 
     def install(self) -> None:
@@ -54,7 +57,7 @@ class Deaths:
             if self._torn and source is not None:
                 size = Path(source).stat().st_size
                 os.truncate(source, size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self._signal)
 
 
 def _whole(path: Any, dir_fd: Any) -> Any:

@@ -60,6 +60,33 @@ class Files:
                 return tally
         raise AssertionError(f"a try made {MOST_CHANGES} changes")
 
+    def goes_on_after_the_next(self, *, step: int = 1) -> Tally:
+        """A first try stands still at each of its changes; the next one ends the run, and then the first goes on."""
+        tally = Tally("stands still at each change, the next one ends the run")
+        for at in range(1, MOST_CHANGES, step):
+            scene, order = self._scene(tally, f"change {at}", self._first)
+            still = scene.stands_still(replace(order, die_at=at))
+            if still is None:
+                return tally
+            manifest = scene.finish(order)
+            scene.goes_on(still)
+            if manifest is not None:
+                scene.still_whole(order, manifest)
+        raise AssertionError(f"a try made {MOST_CHANGES} changes")
+
+    def goes_on_beside_the_next(self, rng: Random, *, step: int = 1) -> Tally:
+        """The same, but the next one is killed at some change, the first goes on, and a third ends the run."""
+        tally = Tally("stands still at each change, the next one is killed")
+        for at in range(1, MOST_CHANGES, step):
+            scene, order = self._scene(tally, f"change {at}", self._first)
+            still = scene.stands_still(replace(order, die_at=at))
+            if still is None:
+                return tally
+            scene.attempt(replace(order, try_number=2, die_at=rng.randint(1, 70)))
+            scene.goes_on(still)
+            scene.finish(replace(order, try_number=2))
+        raise AssertionError(f"a try made {MOST_CHANGES} changes")
+
     def at_each_change_of_the_next(self) -> Tally:
         """The same, of a try that goes on with what one left that was killed half-way."""
         tally = Tally("second try, at each change")
@@ -127,10 +154,12 @@ class Files:
         return replace(order, uri=f"file://{self._folder}/{name}")
 
 
-def systematic(files: Files) -> Iterator[Tally]:
+def systematic(files: Files, rng: Random) -> Iterator[Tally]:
     """Every change there is."""
     yield files.at_each_change(torn=False)
     yield files.at_each_change(torn=True)
     yield files.at_each_change_of_the_next()
+    yield files.goes_on_after_the_next()
+    yield files.goes_on_beside_the_next(rng)
     yield files.at_each_change_of_a_restart("on_stale=restart")
     yield files.at_each_change_of_a_restart("rerun=True")

@@ -104,6 +104,30 @@ class ObjectStorage:
             scene.late(order, end.manifest)
         return tally
 
+    def uploads_come_in_between(self, runs: int, rng: Random) -> Tally:
+        """The same, but it arrives while the next try works, before one of that one's own changes."""
+        tally = Tally(f"{self._server.kind}, an upload arrives during the next try")
+        for at in range(1, runs + 1):
+            scene, order = self._scene(tally, f"change {at}")
+            scene.attempt(order, self._killer(at, Said(kept_back=True)))
+            self._proxy.fault = lambda _: None
+            if not self._proxy.kept_back:
+                scene.finish(order)
+                return tally
+            arrives, changes = rng.randint(1, 15), iter(range(1, 1000))
+
+            def deliver(asked: Asked, arrives: int = arrives, changes: Iterator[int] = changes) -> Said | None:
+                now = asked.method in CHANGES and next(changes) == arrives
+                return Said(delivers=True) if now else None
+
+            self._proxy.fault = deliver
+            scene.attempt(replace(order, try_number=2))
+            self._proxy.fault = lambda _: None
+            if self._proxy.kept_back:  # the next one had fewer changes to make
+                self._proxy.deliver()
+            scene.finish(replace(order, try_number=2))
+        return tally
+
     def uploads_come_twice(self) -> Tally:
         """The server takes each PUT, and its answer is lost, so that the client sends it again."""
         tally = Tally(f"{self._server.kind}, each upload twice")

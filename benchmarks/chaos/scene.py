@@ -41,6 +41,7 @@ class Tally:
 
     Attributes:
         kills: processes that were killed: tries, or servers.
+        stood: tries that stood still while the next one worked, and then went on.
         runs: that were then brought to their end.
         tries: all of them.
         failed: tries that failed by themselves.
@@ -51,6 +52,7 @@ class Tally:
 
     name: str
     kills: int = 0
+    stood: int = 0
     runs: int = 0
     tries: int = 0
     failed: int = 0
@@ -117,17 +119,47 @@ class Scene:
             self.broken(f"a try failed for good, so that Airflow would not make another: {end.error}")
         return end
 
-    def finish(self, order: Order, *, said: str = "Say: text ", generation: int = 1) -> None:
-        """Tries until one ends well, as Airflow would make them; then everything must be there, once."""
+    def stands_still(self, order: Order) -> RunningTry | None:
+        """A try that stands still where it would have died; None where it ended before."""
+        before = dict(self._counts())
+        running = RunningTry(replace(order, stands_still=True))
+        if not running.stands_still():
+            running.end()
+            return None
+        self._look(before)
+        self._tally.tries += 1
+        self._tally.stood += 1
+        return running
+
+    def goes_on(self, running: RunningTry) -> None:
+        """One that stood still while others worked: it ends by itself, and what others have kept is there still.
+
+        It may ask for rows that others have kept meanwhile: those that it took up before it looked.
+        """
+        running.go_on()
+        end = running.end()
+        if end.killed or end.for_good:
+            self.broken(f"a try that stood still failed for good: {end.error}")
+        generation, kept = kept_rows(self._store)
+        if generation != self._generation or self._kept - kept:
+            self.broken(f"rows {sorted(self._kept - kept)} are gone since a try went on that had stood still")
+        self._kept = kept
+
+    def finish(self, order: Order, *, said: str = "Say: text ", generation: int = 1) -> dict[str, Any] | None:
+        """Tries until one ends well, as Airflow would make them; then everything must be there, once.
+
+        Returns:
+            The manifest; None where there is none, which is told of already.
+        """
         for number in range(20):
             end = self.attempt(replace(order, try_number=order.try_number + 1 + number))
             if end.manifest is not None or end.for_good:
                 break
         else:
             self.broken(f"no try of twenty ends well; the last says: {end.error}")
-            return
+            return None
         if end.manifest is None:
-            return
+            return None
         self._tally.runs += 1
         if generation > 1 and not self._asked >= set(range(ROWS)) - {NO_JSON}:
             self.broken("not all rows were asked for anew")
@@ -137,10 +169,15 @@ class Scene:
         again = self.attempt(order)
         if again.manifest != end.manifest or dict(self._counts()) != before:
             self.broken("a finished run was done again")
+        return end.manifest
 
     def late(self, order: Order, manifest: dict[str, Any]) -> None:
         """After the run's end something arrived that a try had sent that was dead by then."""
         self._tally.runs += 1
+        self.still_whole(order, manifest)
+
+    def still_whole(self, order: Order, manifest: dict[str, Any]) -> None:
+        """Whatever a try did after the run's end."""
         before = dict(self._counts())
         for broken in not_whole(self._store, manifest, bad=self._bad, late=True):
             self.broken(broken)

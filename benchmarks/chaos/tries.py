@@ -6,8 +6,11 @@ Owns the processes. What they do is `try_process`.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.chaos import try_process
@@ -62,6 +65,26 @@ class RunningTry:
     def kill(self) -> None:
         """SIGKILL, now."""
         self._process.kill()
+
+    def stands_still(self) -> bool:
+        """Wait until it does; False where it ended before.
+
+        Raises:
+            RuntimeError: neither.
+        """
+        until_s = time.monotonic() + PATIENCE_S
+        state = Path(f"/proc/{self._process.pid}/stat")
+        while time.monotonic() < until_s:
+            if self._hears.poll(0.005):
+                return False
+            if state.read_text().rpartition(")")[2].split()[0] == "T":
+                return True
+        raise RuntimeError(f"A try neither stood still nor ended within {PATIENCE_S:g} s")
+
+    def go_on(self) -> None:
+        """It stood still, and works again."""
+        if self._process.pid is not None:
+            os.kill(self._process.pid, signal.SIGCONT)
 
     def end(self) -> End:
         """Wait for it."""

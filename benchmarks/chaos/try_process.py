@@ -64,6 +64,7 @@ class Order:
         environment: set before anything else, such as connections.
         die_at: the change to files at which it is killed; 0: none.
         torn: see `Deaths`.
+        stands_still: see `Deaths`.
         clock_seed: the wall clock steps by up to a day either way, whenever it is read; None: it does not.
         plant: an ordering bug, put in on purpose: to see that it is found.
     """
@@ -79,6 +80,7 @@ class Order:
     environment: dict[str, str] = field(default_factory=dict)
     die_at: int = 0
     torn: bool = False
+    stands_still: bool = False
     clock_seed: int | None = None
     plant: Plant = ""
 
@@ -91,7 +93,9 @@ def work(order: Order, told: Connection) -> None:
         _step_clocks(Random(order.clock_seed))
     if order.plant:
         _plant(order.plant)
-    deaths = Deaths(order.uri.removeprefix("file://"), at=order.die_at, torn=order.torn)
+    deaths = Deaths(
+        order.uri.removeprefix("file://"), at=order.die_at, torn=order.torn, stands_still=order.stands_still
+    )
     deaths.install()
     end: dict[str, Any] = {}
     try:

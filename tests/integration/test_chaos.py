@@ -52,3 +52,13 @@ def test_dead_letters_written_after_their_part_are_found(tmp_path: Path, stub: S
     made = files.Files(tmp_path / "runs", write_source(tmp_path / "rows.jsonl"), stub, plant="letters-last")
     tally = made.at_each_change(torn=False)
     assert any("The dead letters of" in broken for broken in tally.broken)
+
+
+def test_who_stood_still_while_the_next_one_worked_does_no_harm(tmp_path: Path, stub: StubVLLM) -> None:
+    made = files.Files(tmp_path / "runs", write_source(tmp_path / "rows.jsonl"), stub)
+    tally = made.goes_on_after_the_next(step=4)
+    assert tally.stood >= 12
+    assert not tally.broken
+    tally = made.goes_on_beside_the_next(Random(1), step=4)
+    assert tally.stood >= 12
+    assert not tally.broken

@@ -12,6 +12,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "example_dags"
 TASKS = {
+    "archive_on_workers": {"classify.plan", "classify.work", "classify.assemble", "count"},
     "burst_documents": {"ask", "answers"},
     "dedicated_gpu": {"keywords"},
     "nightly_summarisation": {"collect_documents", "summarise", "show"},
@@ -19,6 +20,7 @@ TASKS = {
     "weekly_report": {"write_report"},
 }
 SCHEDULES = {
+    "archive_on_workers": "0 23 * * sun Europe/London",
     "nightly_summarisation": "0 23 * * * Europe/London",
     "shared_gpu_priority": "0 * * * * UTC",
     "weekly_report": "0 6 * * mon Europe/London",

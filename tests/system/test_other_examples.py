@@ -53,3 +53,13 @@ def test_shared_gpus_get_one_task_for_each_teams_tickets(examples_airflow, tmp_p
     assert "priority = 100" in log
     assert "limit_law = 'headroom'" in log
     assert "headroom_unread = 2" in log
+
+
+def test_an_archive_is_shared_out_to_workers(examples_airflow, tmp_path: Path) -> None:
+    write_rows(tmp_path / "archive.jsonl", *map(str, range(2500)))
+    run_id = run(examples_airflow, "archive_on_workers", {"archive": f"{tmp_path}/*.jsonl"})
+    assert examples_airflow.rest.xcom("archive_on_workers", run_id, "count") == 2500
+    shares = [
+        task for task in examples_airflow.rest.tasks("archive_on_workers", run_id) if task.task_id.endswith("work")
+    ]
+    assert {(task.map_index, task.state) for task in shares} == {(0, "success"), (1, "success"), (2, "success")}

@@ -31,7 +31,7 @@ NIGHTLY = Terms(limit=8, windows=parse_windows("23:00-07:00 Europe/London"))
 class World:
     """A gate, what it says to its runner, and a clock."""
 
-    def __init__(self, terms: Terms, now: datetime, *, watch: Any = None) -> None:
+    def __init__(self, terms: Terms, now: datetime, *, watch: Any = None, shift_ends: datetime | None = None) -> None:
         self.now = now
         self.said: list[Any] = []
         self.ended: list[BaseException | None] = []
@@ -50,6 +50,7 @@ class World:
             dispatcher=self,  # type: ignore[arg-type] # what the gate asks of one
             ledger=SimpleNamespace(settled_here=self),  # type: ignore[arg-type]
             remaining_s=lambda: 100.0,
+            shift_ends=shift_ends,
             now=lambda: self.now,
         )
 
@@ -63,6 +64,9 @@ class World:
 
     def release(self, *, limit: int, closes_s: float | None) -> None:
         self.said.append((limit, closes_s))
+
+    def drain(self) -> None:
+        self.said.append("drain")
 
     def stay(self) -> None:
         """Nothing to do: there is one server."""
@@ -302,3 +306,34 @@ class TestBeforeTheStart:
         self.stop.set("SIGTERM")
         with pytest.raises(RunStoppedError):
             await self.wait(NIGHTLY, [OPENS - timedelta(seconds=1)] * 3)
+
+
+class TestShifts:
+    def test_what_is_begun_may_end_and_then_the_worker_is_given_back(self) -> None:
+        world = World(Terms(limit=8), OPENS, shift_ends=OPENS + timedelta(minutes=30))
+        world.done, world.in_flight = 5, 3
+        assert world.step(30 * 60 - 1) == (8, None)
+        assert world.step(1) == "drain"
+        assert not world.ended
+        world.in_flight = 0
+        world.step(1)
+        held = world.ended[0]
+        assert isinstance(held, RunHeld)
+        assert (held.hold.cause, held.hold.until, held.drained_until, held.released) == (Cause.SHIFT, None, None, True)
+        assert "the shift was over at 2026-11-24 23:30:00 UTC" in held.hold.reason
+
+    def test_it_is_not_over_before_a_row_has_settled(self) -> None:
+        world = World(Terms(limit=8), OPENS, shift_ends=OPENS)
+        for _ in range(100):
+            assert world.step(60) == (8, None)
+        world.done = 1
+        assert world.step(1) == "drain"
+
+    def test_whatever_holds_the_run_counts_more(self) -> None:
+        world = World(NIGHTLY, CLOSES - timedelta(seconds=1), shift_ends=OPENS)
+        world.done, world.in_flight = 5, 3
+        world.step()
+        assert world.said[-1] == "drain"
+        assert world.step(1) == "yield"
+        assert isinstance(world.ended[-1], RunHeld)
+        assert world.ended[-1].hold.cause is Cause.WINDOW

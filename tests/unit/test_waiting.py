@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import TaskDeferred
 from airflow_llm_provider.batch.gate import RunHeld
 from airflow_llm_provider.core.release import Cause, Hold
 from airflow_llm_provider.core.terms import Asked
-from airflow_llm_provider.exceptions import ConfigurationError
+from airflow_llm_provider.exceptions import ConfigurationError, EndpointDownError
 from airflow_llm_provider.hooks.compat import AirflowException, AirflowFailException
 from airflow_llm_provider.operators import llm_batch
 from airflow_llm_provider.operators.llm_batch import LLMBatchOperator
@@ -23,6 +23,8 @@ from airflow_llm_provider.triggers.release import ReleaseTrigger
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pytest_mock import MockerFixture
 
     from airflow_llm_provider.testing import StubVLLM
 
@@ -183,6 +185,31 @@ def test_a_task_that_drained_waits_for_the_close(connect: Any, monkeypatch: pyte
 
     monkeypatch.setattr(llm_batch, "run_job", held)
     assert deferral_of(operator().execute, context_of()).not_before == NOON.isoformat()
+
+
+@pytest.mark.parametrize(("settled", "fruitless_retries", "waits"), [(7, 3, True), (0, 3, False), (7, None, False)])
+def test_an_endpoint_that_goes_away_under_a_try_that_got_somewhere_spends_no_retry(
+    connect: Any, mocker: MockerFixture, *, settled: int, fruitless_retries: int | None, waits: bool
+) -> None:
+    error = EndpointDownError("no answer for 10 min")
+    error.settled = settled
+    mocker.patch.object(llm_batch, "run_job", side_effect=error)
+    mocker.patch.object(llm_batch, "utc_now", return_value=NOON)
+    task = operator(fruitless_retries=fruitless_retries, retries=20, retry_delay=timedelta(minutes=7))
+    if waits:
+        trigger = deferral_of(task.execute, context_of())
+        assert trigger.not_before == (NOON + timedelta(minutes=7)).isoformat()
+        return
+    with pytest.raises(AirflowException, match="EndpointDownError: no answer"):
+        task.execute(context_of())
+
+
+def test_a_task_whose_shift_is_over_waits_for_nothing_but_its_turn(connect: Any, mocker: MockerFixture) -> None:
+    held = RunHeld(Hold(cause=Cause.SHIFT, reason="the shift was over", yields=False), remaining_s=5.0, released=True)
+    mocker.patch.object(llm_batch, "run_job", side_effect=held)
+    trigger = deferral_of(operator(shift=timedelta(minutes=30)).execute, context_of())
+    assert (trigger.recovering, trigger.not_before, trigger.unknown_since) == (False, None, None)
+    assert trigger.remaining_s == 5.0
 
 
 @pytest.mark.parametrize("priority", ["200", 0.5, True])

@@ -59,6 +59,38 @@ with DAG(
     after(group.output)
 
 with DAG(
+    dag_id="in_shifts",
+    schedule=None,
+    params={"source": Param("", type="string"), "result_path": Param("", type="string")},
+):
+    in_shifts = LLMBatchOperator(
+        task_id="batch",
+        source="{{ params.source }}",
+        prompt="Say {{ row.text }}",
+        result_path="{{ params.result_path }}",
+        max_in_flight=4,
+        retries=0,  # a shift that ends is no failure
+    )
+    in_shifts.shift = timedelta(seconds=4)  # shorter than a DAG may say
+
+with DAG(dag_id="kept_in_airflow", schedule=None):
+    kept = LLMBatchOperator(
+        task_id="batch",
+        source=[{"custom_id": f"k{number}", "text": f"value {number}"} for number in range(60)],
+        prompt="Say {{ row.text }}",
+        checkpoint="xcom",
+        max_in_flight=2,
+        retries=5,
+        retry_delay=timedelta(seconds=0.1),
+    )
+
+    @task
+    def ids(results: list[dict]) -> list[str]:
+        return [row["custom_id"] for row in results if row["status"] == "succeeded"]
+
+    ids(kept.output["results"])
+
+with DAG(
     dag_id="timed", schedule=None, params={"source": Param("", type="string"), "result_path": Param("", type="string")}
 ):
     LLMBatchOperator(
