@@ -27,8 +27,8 @@ PREFIX = "llm_batch.file"
 PIECE = 60_000
 """Characters of a value: Airflow warns above 65,535 bytes."""
 
-MOST_BYTES = 4 * 2**20
-"""Of all files together, as they are kept: they are rows of Airflow's database, and answers become one XCom."""
+MOST_BYTES = 8 * 2**20
+"""Of all files together, before they are compressed: rows of Airflow's database, and answers become an XCom."""
 
 
 class KeyValues(Protocol):
@@ -67,11 +67,9 @@ class StateFiles:
             FileNotFoundError: there is none.
             OSError: a piece of it is gone.
         """
-        index = self._index()
-        if path not in index["files"]:
-            raise FileNotFoundError(path)
-        number, pieces, _, _ = index["files"][path]
-        found = [self._values.get(key) for key in _keys(number, pieces)]
+        with self._changes:  # or another thread might replace it meanwhile
+            number, pieces, _ = self._entry(path)
+            found = [self._values.get(key) for key in _keys(number, pieces)]
         if any(piece is None for piece in found):
             raise OSError(
                 f"{path}: a part of it is no longer in the task state store; it keeps values for a while only"
@@ -84,7 +82,7 @@ class StateFiles:
         Raises:
             FileNotFoundError: there is none.
         """
-        return self.find(path, detail=True)[path]
+        return {"name": path, "size": self._entry(path)[2], "type": "file"}
 
     def find(self, base: str, *, detail: bool) -> dict[str, dict[str, Any]]:  # noqa: ARG002 - fsspec's signature
         """The file at `base`, or all below it.
@@ -94,7 +92,7 @@ class StateFiles:
         """
         found = {
             path: {"name": path, "size": size, "type": "file"}
-            for path, (_, _, size, _) in self._index()["files"].items()
+            for path, (_, _, size) in self._index()["files"].items()
             if path == base or path.startswith(f"{base}/")
         }
         if not found:
@@ -116,16 +114,16 @@ class StateFiles:
             before = files.get(path)
             if before is not None and mode == "create":
                 raise FileExistsError(path)
-            kept = sum(entry[3] for entry in files.values()) - (before[3] if before else 0) + len(text)
+            kept = sum(size for _, _, size in files.values()) - (before[2] if before else 0) + len(data)
             if kept > self._most_bytes:
                 raise ConfigurationError(
-                    f"The run would keep {kept:,} bytes in Airflow's database, and one with checkpoint='xcom' may keep "
+                    f"The run would keep {kept:,} bytes in Airflow, and one with checkpoint='xcom' may keep "
                     f"{self._most_bytes:,}. Leave checkpoint out, and give a result_path on object storage"
                 )
             number = index["next"]
             for key, piece in zip(_keys(number, len(pieces)), pieces, strict=True):
                 self._values.set(key, piece)
-            files[path] = [number, len(pieces), len(data), len(text)]
+            files[path] = [number, len(pieces), len(data)]
             index["next"] = number + 1
             self._values.set(PREFIX, index)
             self._remove([before] if before else [])
@@ -160,13 +158,20 @@ class StateFiles:
     def invalidate_cache(self, path: str | None = None) -> None:
         """Nothing is cached."""
 
+    def _entry(self, path: str) -> list[int]:
+        files = self._index()["files"]
+        if path not in files:
+            raise FileNotFoundError(path)
+        entry: list[int] = files[path]
+        return entry
+
     def _index(self) -> dict[str, Any]:
-        """``files``: number, pieces, bytes, and bytes as kept, of each path; ``next``: the next number."""
+        """``files``: number, pieces and bytes of each path; ``next``: the next number."""
         index = self._values.get(PREFIX)
         return {"next": 0, "files": {}} if index is None else dict(index)
 
     def _remove(self, entries: list[list[int]]) -> None:
-        for number, pieces, _, _ in entries:
+        for number, pieces, _ in entries:
             for key in _keys(number, pieces):
                 self._values.delete(key)
 

@@ -128,9 +128,9 @@ def test_too_many_rows_say_so_before_anything_is_sent(stub: StubVLLM) -> None:
 
 
 def test_answers_that_are_too_large_fail_without_a_retry(mocker: MockerFixture) -> None:
-    small = partial(StateFiles, most_bytes=1500)
+    small = partial(StateFiles, most_bytes=4000)
     mocker.patch("airflow_llm_provider.operators.checkpoint.StateFiles", small)
-    with pytest.raises(AirflowFailException, match=r"may keep 1,500\. .*object storage"):
+    with pytest.raises(AirflowFailException, match=r"may keep 4,000\. .*object storage"):
         Task(Values(), source=ROWS * 20).attempt()
 
 

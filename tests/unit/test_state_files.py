@@ -86,10 +86,10 @@ def test_what_is_replaced_or_removed_leaves_no_values_behind() -> None:
 
 
 def test_more_than_airflow_should_keep_is_refused_and_what_was_there_stays() -> None:
-    files = StateFiles(Values(), most_bytes=3000)
+    files = StateFiles(Values(), most_bytes=2000)
     files.pipe_file("a", noise(1000))
     with pytest.raises(
-        ConfigurationError, match=r"checkpoint='xcom' may keep 3,000\. .* result_path on object storage"
+        ConfigurationError, match=r"checkpoint='xcom' may keep 2,000\. .* result_path on object storage"
     ):
         files.pipe_file("b", noise(1500))
     assert list(files.find("a", detail=True)) == ["a"]
