@@ -15,13 +15,18 @@ class Values:
         self.changes = 0
         self.dies_at = 0
         self.after = False
+        self.superseded = False
+        """Another try has begun: what is asked for is not found, and nothing can be changed."""
+        self.retentions: set[Any] = set()
         self._one = threading.Lock()
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str) -> Any:
         self._live()
-        return json.loads(self.kept[key]) if key in self.kept else default
+        return json.loads(self.kept[key]) if key in self.kept and not self.superseded else None
 
-    def set(self, key: str, value: Any) -> None:
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        if retention is not None:
+            self.retentions.add(retention)
         self._change(lambda: self.kept.__setitem__(key, json.dumps(value)))
 
     def delete(self, key: str) -> None:
@@ -40,6 +45,8 @@ class Values:
     def _change(self, change: Any) -> None:
         with self._one:
             self._live()
+            if self.superseded:
+                raise RuntimeError("404")
             self.changes += 1
             dies = self.changes == self.dies_at
             if not dies or self.after:

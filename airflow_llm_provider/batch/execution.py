@@ -136,7 +136,6 @@ class JobRun:
         self._try_token = secrets.token_hex(4)
         self.notes = self._notes()
         self._lease = Lease(self.notes, token=self._try_token, try_number=job.try_number, guarded=[store])
-        self._shift_ends = utc_now() + job.shift if job.shift is not None else None
         self._anew: opening.Found | None = None
         """What would be begun anew."""
 
@@ -262,8 +261,6 @@ class JobRun:
     def _begin(self, found: opening.Found, *, why: str | None) -> dict[str, Any]:
         """Scan, write the intent of a first generation, or of one more in place of what was found, and work it off."""
         after = found.document
-        if after is None:
-            tries.check_unbegun(self._job, self._store)
         self._anew = None  # until the intent is written: what goes wrong before is nothing to begin anew for
         self._await_release(Earlier())
         log.info("Reading the source once, to count, pin and check it")
@@ -312,9 +309,7 @@ class JobRun:
 
     def _go_on(self, document: RunDocument) -> dict[str, Any]:
         """What follows when the intent has been written."""
-        opened = self._open(document)
-        tries.count(self._job, self.notes, done=opened.ledger.totals.done, journals=opened.journal.objects)
-        return self._work(opened)
+        return self._work(self._open(document))
 
     def _resume(self, document: RunDocument, found: opening.Found) -> dict[str, Any]:
         """Go on with the run that lies there, once no other try writes to it any more."""
@@ -324,8 +319,6 @@ class JobRun:
             self._tidy(lambda: None)
             return manifest
         opened = self._open(document) if document.state == "open" else None
-        if opened is not None:
-            tries.count(self._job, self.notes, done=opened.ledger.totals.done, journals=opened.journal.objects)
         if opened is not None and opened.ledger.finished:
             self._check_source(document, may_be_gone=True)
             return self._work(opened)
@@ -396,6 +389,7 @@ class JobRun:
         self._begun()
         self._check_stop()
         if not opened.ledger.finished:
+            tries.count(self._job, self.notes, done=opened.ledger.totals.done, journals=opened.journal.objects)
             work = work_off(
                 self._job,
                 opened.document,
@@ -405,7 +399,6 @@ class JobRun:
                 parts=opened.parts,
                 try_token=self._try_token,
                 stop=self._stop,
-                shift_ends=self._shift_ends,
                 told=self._told,
             )
             try:

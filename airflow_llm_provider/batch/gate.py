@@ -42,6 +42,9 @@ tasks that come back within three."""
 TRIED_SHARE = 0.5
 """However long rows take, they are sent in the first half of a window: what is never tried is never known."""
 
+DRAIN_S = 300.0
+"""So long does a shift wait for rows that real-time keeps from going on."""
+
 WHOLE_WINDOW = 0.9
 """A try that had room for this share of a window, and in which no row ended, will not do better tomorrow."""
 
@@ -106,7 +109,7 @@ class Gate:
         dispatcher: says what is in flight there, and what still fits.
         ledger: says what has settled.
         name: the server's, for the log; empty where there is only one.
-        shift_ends: when the worker is given back for a moment, UTC, once a row has settled; None: never.
+        shift: after so long, and once a row has settled, the worker is given back for a moment; None: never.
         remaining_s: estimates the time the rest takes; None where nobody knows.
         now: the wall clock.
     """
@@ -122,10 +125,11 @@ class Gate:
         ledger: Ledger,
         remaining_s: Callable[[], float | None],
         name: str = "",
-        shift_ends: datetime | None = None,
+        shift: timedelta | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
-        self._shift_ends = shift_ends
+        self._shift = shift
+        self._shift_ends = now() + shift if shift is not None else None
         self._terms = terms
         self._switch = switch
         self._watch = watch
@@ -143,6 +147,7 @@ class Gate:
         self._ever_released = False
         self._released_at: datetime | None = None
         self._released_for = timedelta()
+        self._drains_since: datetime | None = None
 
     async def run(self) -> None:
         """Ask and obey until cancelled."""
@@ -157,21 +162,21 @@ class Gate:
         if isinstance(decision, Hold):
             self._hold(decision, now)
             return CONTROL_PERIOD_S
+        closes_s, period_s = None, CONTROL_PERIOD_S
+        beyond = decision if decision.until is None else self._ask(decision.until)
+        if decision.until is not None and isinstance(beyond, Hold):  # else, whatever ends there, the window stays open
+            self._bound_prediction(now)
+            left_s = (decision.until - now).total_seconds() - CLOSE_MARGIN_S
+            over = left_s < self._dispatcher.durations.predicted_s() and self._dispatcher.in_flight == 0
+            if over or left_s <= 0:
+                self._hold(beyond, now, drained_until=decision.until)
+                return CONTROL_PERIOD_S
+            closes_s, period_s = loop_s + left_s, min(CONTROL_PERIOD_S, left_s)
         if self._shift_is_over(now):
             self._end_shift(now)
-            return CONTROL_PERIOD_S
-        beyond = decision if decision.until is None else self._ask(decision.until)
-        if decision.until is None or isinstance(beyond, Release):  # whatever ends there, the window does not close
-            self._release(decision, now, closes_s=None)
-            return CONTROL_PERIOD_S
-        self._bound_prediction(now)
-        left_s = (decision.until - now).total_seconds() - CLOSE_MARGIN_S
-        over = left_s < self._dispatcher.durations.predicted_s() and self._dispatcher.in_flight == 0
-        if over or left_s <= 0:
-            self._hold(beyond, now, drained_until=decision.until)
-            return CONTROL_PERIOD_S
-        self._release(decision, now, closes_s=loop_s + left_s)
-        return min(CONTROL_PERIOD_S, left_s)
+        else:
+            self._release(decision, now, closes_s=closes_s)
+        return period_s
 
     def _ask(self, at: datetime) -> Release | Hold:
         return decide(
@@ -184,18 +189,30 @@ class Gate:
         )
 
     def _shift_is_over(self, now: datetime) -> bool:
-        """Never before a row has settled: a shift too short for one would be worked again and again."""
-        return self._shift_ends is not None and now >= self._shift_ends and self._ledger.settled_here.done > 0
+        """A shift in which nothing has settled is twice as long: one too short for a row would be worked for ever.
+
+        In an outage none ends: whoever came back would find nobody there.
+        """
+        if self._shift_ends is None or self._shift is None or self._dispatcher.circuit.state is not State.UP:
+            return False
+        return now >= self._shift_ends + (timedelta() if self._ledger.settled_here.done else self._shift)
 
     def _end_shift(self, now: datetime) -> None:
-        """What is begun goes to its end, and then the worker is given back."""
+        """What is begun goes to its end, and then the worker is given back.
+
+        A row of which slices are kept may wait for room to go on: so long, and no longer, is it waited for.
+        """
         reason = f"the shift was over at {self._shift_ends:%Y-%m-%d %H:%M:%S} UTC, and the worker is given back"
         hold = Hold(cause=Cause.SHIFT, reason=reason, yields=False)
         self._tell(hold)
         self._count(now)
+        self._drains_since = self._drains_since or now
         self._runner.drain()
-        if self._dispatcher.in_flight == 0:
+        patient = (now - self._drains_since).total_seconds() < DRAIN_S
+        if self._dispatcher.in_flight == 0 and not (self._dispatcher.begun and patient):
             self._leave(hold, None)
+        else:
+            self._runner.stay()
 
     def _bound_prediction(self, now: datetime) -> None:
         opening = self._terms.windows.at(now) if self._terms.windows is not None else None

@@ -57,7 +57,6 @@ class BatchJob:
             counts.
         most_rows: of a run that may not have more; None: any number.
         progress_interval_s: how often progress is told; None: as often as the `Reporter` does by itself.
-        earlier_tries: tries before this one, since the task was cleared last.
 
     Raises:
         ConfigurationError: when a number is out of its range or a word is none of the known ones.
@@ -86,7 +85,6 @@ class BatchJob:
     outage_patience_s: float
     shift: timedelta | None = None
     fruitless_retries: int | None = None
-    earlier_tries: int = 0
     most_rows: int | None = None
     progress_interval_s: float | None = None
     control: ControlLaw = FIXED

@@ -16,7 +16,7 @@ from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.core.circuit import State
 from airflow_llm_provider.core.occupancy import Bound, occupancy_of, together
 from airflow_llm_provider.core.progress import Pace, PaceMeter
-from airflow_llm_provider.exceptions import RunStoppedError, StorageError
+from airflow_llm_provider.exceptions import ConfigurationError, RunStoppedError, StorageError
 from airflow_llm_provider.storage import layout
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class Reporter:
         lost: RunStoppedError | None = None
         try:
             await asyncio.to_thread(self._store.write, layout.PROGRESS, data, durable=False)
-        except StorageError as error:  # progress is for people; a run does not fail for it
+        except (StorageError, ConfigurationError) as error:  # progress is for people; a run does not fail for it
             log.warning("progress.json could not be written: %s", error)
         except RunStoppedError as error:  # another try has the run: it is found out here where no row settles
             lost = error

@@ -14,6 +14,7 @@ from airflow_llm_provider.batch.gate import RunHeld
 from airflow_llm_provider.batch.server import Server
 from airflow_llm_provider.batch.slicer import BegunAnew, SliceEnded
 from airflow_llm_provider.core.commands import Stop
+from airflow_llm_provider.core.release import Cause
 from airflow_llm_provider.core.retry import Failure
 from airflow_llm_provider.exceptions import RunStoppedError, TooManyErrorsError
 
@@ -154,6 +155,9 @@ class Runner:
 
     def leave(self, number: int, held: RunHeld) -> None:
         """A server may be sent nothing for a while. Where that is so for all of them, the worker is given back."""
+        if held.hold.cause is Cause.SHIFT and self._spread.in_flight:  # a row in slices may go on at this server yet
+            self._leaving.pop(number, None)
+            return
         self._leaving[number] = held
         now = self._loop.time()
         if all(each.number in self._leaving or each.dispatcher.lost(now) for each in self._servers):

@@ -3,9 +3,10 @@
 Owns the count and its end. Does not know Airflow's own count of tries, which cannot be given back what a killed worker
 spent: whoever wants kills to cost nothing gives Airflow many retries, and this few.
 
-A try counts when the next one begins, since one that is killed says nothing itself. It brought the run on where more
-rows lie in parts than did, or as many and more journal objects. A task that comes back from the triggerer is the same
-try; one that was cleared begins to count anew.
+A try counts when the next one begins to work, since one that is killed says nothing itself. It brought the run on where
+more rows lie in parts than did, or as many and more journal objects. One that did not get so far as to work, since the
+endpoint was away or the source could not be read, is none of them: it says nothing of the run. A task that comes back
+from the triggerer is the same try; a failed one that is cleared begins to count anew.
 """
 
 from __future__ import annotations
@@ -43,20 +44,6 @@ class _Standing:
     done: int
     journals: int
     fruitless: int = 0
-
-
-def check_unbegun(job: BatchJob, store: RunStore) -> None:
-    """Of a run that is not begun nothing tells of the tries before but their number.
-
-    Raises:
-        FruitlessTriesError: there were more than the job bears.
-    """
-    most = job.fruitless_retries
-    if most is not None and job.earlier_tries > most:
-        raise FruitlessTriesError(
-            f"{job.earlier_tries} tries ended, or were killed, before they had begun the run at {store.uri}, and "
-            f"fruitless_retries is {most}. Their logs say why; clear the task to try again"
-        )
 
 
 def count(job: BatchJob, notes: RunStore, *, done: int, journals: int) -> None:

@@ -33,7 +33,6 @@ from airflow_llm_provider.endpoint.load import LoadReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from datetime import datetime
 
     from airflow_llm_provider.batch.job import BatchJob
     from airflow_llm_provider.batch.stop import StopSwitch
@@ -55,7 +54,6 @@ async def work_off(
     parts: Parts,
     try_token: str,
     stop: StopSwitch,
-    shift_ends: datetime | None = None,
     told: Callable[[Occupancy, Totals], None] | None = None,
 ) -> None:
     """Request every row that is not done, until all are, or the shift ends; `told` is the `Reporter`'s.
@@ -111,7 +109,7 @@ async def work_off(
                 ledger=ledger,
                 remaining_s=reporter.remaining_s,
                 name=url if len(urls) > 1 else "",
-                shift_ends=shift_ends,
+                shift=job.shift,
             )
             for url, watch, lease, dispatcher in zip(urls, watches, runner.leases, spread.dispatchers, strict=True)
         ]

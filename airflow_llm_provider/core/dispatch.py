@@ -86,6 +86,11 @@ class Dispatcher:
         return len(self._queue)
 
     @property
+    def begun(self) -> bool:
+        """Whether a row waits of which slices are kept."""
+        return self._queue.begun
+
+    @property
     def needs(self) -> int:
         """Sequences that the next row asks for; 1 where none waits."""
         head = self._queue.head

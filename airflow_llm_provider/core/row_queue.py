@@ -89,6 +89,11 @@ class RowQueue:
         """Rows that wait, back-offs included."""
         return len(self._ready) + len(self._suspects) + len(self._delayed)
 
+    @property
+    def begun(self) -> bool:
+        """Whether a row waits of which slices are kept."""
+        return any(ticket.begun for ticket in self._ready)
+
     def feed(self, requests: Iterable[RowRequest]) -> None:
         """Take in new rows, behind all others."""
         self._ready.extend(Ticket(request) for request in requests)

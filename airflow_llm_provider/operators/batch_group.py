@@ -71,8 +71,6 @@ class LLMBatchGroup(TaskGroup):
             raise ConfigurationError(f"shares must be a whole number from 1 to {MOST_SHARES}, not {shares!r}")
         if arguments.get("do_xcom_push", True) is not True:
             raise ConfigurationError("do_xcom_push: the group's tasks tell each other of shares by XCom; leave it out")
-        if arguments.get("checkpoint", "storage") != "storage":
-            raise ConfigurationError("checkpoint: tasks that share a run keep it on object storage; leave it out")
         if taken := arguments.keys() & {"task_id", "share", "run_task_id"}:
             raise ConfigurationError(f"{', '.join(sorted(taken))}: the group sets that itself")
         of_group = {name: arguments.pop(name) for name in _OF_GROUP if name in arguments}
@@ -101,6 +99,8 @@ class _GroupOperator(LLMBatchOperator):
     def __init__(self, *, run_task_id: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.run_task_id = run_task_id
+        if self.checkpoint != "storage":
+            raise ConfigurationError("checkpoint: tasks that share a run keep it on object storage; leave it out")
 
 
 class _PlanOperator(_GroupOperator):

@@ -12,23 +12,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
+from airflow.configuration import conf
 
-from airflow_llm_provider.exceptions import ConfigurationError
+from airflow_llm_provider.exceptions import ConfigurationError, StorageError
+from airflow_llm_provider.operators.marker import IN_AIRFLOW
 from airflow_llm_provider.storage import layout
 from airflow_llm_provider.storage.state_files import StateFiles
 from airflow_llm_provider.storage.store import RunStore
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from airflow.sdk import Context
 
     from airflow_llm_provider.core.identity import RunIdentity
 
 Checkpoint = Literal["storage", "xcom"]
 
-SCHEME = "xcom"
 MOST_ROWS = 10_000
+LEAST_CHUNK_ROWS = 100
+"""The index of what is kept has a line for each part, and is written at each change."""
 
 PROGRESS_INTERVAL_S = 15.0
 """Each time costs a few calls of Airflow's API."""
@@ -36,56 +37,108 @@ PROGRESS_INTERVAL_S = 15.0
 RESULTS = "results"
 DEAD_LETTERS = "dead_letters"
 
+_STORAGE = "Leave checkpoint out, and give a result_path on object storage"
 
-def check_arguments(checkpoint: Any, result_path: Any) -> None:
+
+def check_arguments(checkpoint: Any, *, result_path: Any, chunk_rows: int) -> None:
     """Whether the DAG makes sense.
 
     Raises:
         ConfigurationError: it does not.
     """
-    if checkpoint not in ("storage", SCHEME):
+    if checkpoint not in ("storage", "xcom"):
         raise ConfigurationError(f"checkpoint is 'storage' or 'xcom', not {checkpoint!r}")
-    if checkpoint == SCHEME and result_path is not None:
+    if checkpoint == "xcom" and result_path is not None:
         raise ConfigurationError(
             "checkpoint='xcom' keeps the run in Airflow, so there is no result_path; give one of them"
         )
+    if checkpoint == "xcom" and chunk_rows < LEAST_CHUNK_ROWS:
+        raise ConfigurationError(f"chunk_rows must be {LEAST_CHUNK_ROWS} or more with checkpoint='xcom'")
 
 
 def xcom_uri(identity: RunIdentity) -> str:
     """What stands for the run's path."""
-    return f"{SCHEME}://{identity.path()}"
+    return f"{IN_AIRFLOW}{identity.path()}"
 
 
 def open_store(uri: str, context: Context) -> RunStore:
     """The storage of the run at `uri`.
 
     Raises:
-        ConfigurationError: no file system serves it, or this Airflow keeps no task state.
+        ConfigurationError: no file system serves it, or this Airflow does not keep a task's state so that it can be
+            relied on.
     """
-    if not uri.startswith(f"{SCHEME}://"):
+    if not uri.startswith(IN_AIRFLOW):
         return RunStore(uri)
     values: Any = context.get("task_state_store")
     if values is None:
         raise ConfigurationError(
             "checkpoint='xcom' needs Airflow 3.3 or newer: before, nothing that Airflow keeps for a task survives a "
-            "retry. Leave it out, and give a result_path on object storage"
+            f"retry. {_STORAGE}"
         )
-    return RunStore(uri, files=StateFiles(values))
+    if backend := conf.get("workers", "state_store_backend", fallback=""):
+        raise ConfigurationError(
+            f"checkpoint='xcom' keeps a run in Airflow's database, and [workers] state_store_backend is {backend}: "
+            f"there a try that was given up for dead could overwrite its successor's. {_STORAGE}"
+        )
+    return RunStore(uri, files=StateFiles(_Lasting(values)))
+
+
+class _Lasting:
+    """Values that last as long as the DAG run: a run may wait for its window longer than Airflow keeps values.
+
+    Args:
+        values: Airflow's accessor.
+    """
+
+    def __init__(self, values: Any) -> None:
+        from airflow.sdk import NEVER_EXPIRE  # noqa: PLC0415 - Airflow has it from 3.3 on
+
+        self._values = values
+        self._retention = NEVER_EXPIRE
+
+    def get(self, key: str) -> Any:
+        return self._values.get(key)
+
+    def set(self, key: str, value: Any) -> None:
+        self._values.set(key, value, retention=self._retention)
+
+    def delete(self, key: str) -> None:
+        self._values.delete(key)
 
 
 def hand_over(store: RunStore, context: Context) -> None:
-    """Push what has landed as XComs: the results, in order, and the dead letters, where there are any.
+    """Push what has landed as XComs: the results, in order, and the dead letters. Of an unfinished run nothing.
 
     Raises:
-        StorageError: it could not be read.
+        StorageError: it could not be read, or not all of it is there.
     """
-    manifest: Mapping[str, Any] = orjson.loads(store.read(layout.MANIFEST) or b"{}")
-    parts = [chunk["part"] for chunk in manifest.get("chunks", ())]
+    data = store.read(layout.MANIFEST)
+    if data is None:
+        return
+    manifest = orjson.loads(data)
+    results = [row for chunk in manifest["chunks"] for row in _lines(store, chunk["part"], rows=chunk["rows"])]
+    errored = manifest["counts"]["errored"]
+    letters = _lines(store, layout.DEAD_LETTER, rows=errored) if errored else []
     push = context["ti"].xcom_push
-    push(key=RESULTS, value=[row for name in parts for row in _lines(store, name)])
-    if manifest.get("dead_letter"):
-        push(key=DEAD_LETTERS, value=_lines(store, layout.DEAD_LETTER))
+    push(key=RESULTS, value=results)
+    push(key=DEAD_LETTERS, value=letters)
 
 
-def _lines(store: RunStore, name: str) -> list[Any]:
-    return [orjson.loads(line) for line in (store.read(name) or b"").splitlines()]
+def _lines(store: RunStore, name: str, *, rows: int) -> list[Any]:
+    data = store.read(name)
+    lines = [] if data is None else data.splitlines()
+    if len(lines) != rows:
+        raise StorageError(f"{store.uri}/{name} has {len(lines)} of its {rows} lines. The next try reads it again")
+    return [_without_nul(orjson.loads(line)) if rb"\u0000" in line else orjson.loads(line) for line in lines]
+
+
+def _without_nul(value: Any) -> Any:
+    """Postgres keeps XComs as JSONB, which knows no NUL: it is replaced as what cannot be shown is."""
+    if isinstance(value, str):
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    if isinstance(value, list):
+        return [_without_nul(each) for each in value]
+    if isinstance(value, dict):
+        return {_without_nul(name): _without_nul(each) for name, each in value.items()}
+    return value

@@ -30,7 +30,7 @@ from airflow_llm_provider.exceptions import (
 )
 from airflow_llm_provider.hooks.compat import AirflowException, AirflowFailException, AirflowSkipException
 from airflow_llm_provider.hooks.vllm import VLLMHook
-from airflow_llm_provider.operators.checkpoint import SCHEME, check_arguments, hand_over, open_store
+from airflow_llm_provider.operators.checkpoint import check_arguments, hand_over, open_store
 from airflow_llm_provider.operators.context import NAMES
 from airflow_llm_provider.operators.effective import configured
 from airflow_llm_provider.operators.marker import RunMarker
@@ -332,7 +332,7 @@ class LLMBatchOperator(BaseOperator):
         return for_xcom(manifest)
 
     def _hand_over(self, store: RunStore, context: Context) -> None:
-        if self.checkpoint == SCHEME:
+        if self.checkpoint == "xcom":
             hand_over(store, context)
 
     def _read(self, context: Context) -> tuple[BatchJob, RunStore, Callable[[], None]]:
@@ -340,7 +340,7 @@ class LLMBatchOperator(BaseOperator):
         marker = RunMarker(context)
         job, uri = read_job(self, context, marker)
         store = open_store(uri, context)  # refuses a scheme that nothing serves, before anybody is given it as a link
-        if self.checkpoint != SCHEME:
+        if self.checkpoint != "xcom":
             self.results_link = browse_link(uri, configured("results_link", str)[0] or "")
         return job, store, lambda: marker.set(uri)
 
@@ -348,17 +348,12 @@ class LLMBatchOperator(BaseOperator):
         """Refuse at parse time what could never run; values that come from other tasks are looked at in `execute`."""
         RequestTemplate(request_spec(self, dict.fromkeys(NAMES)), model="")
         Tolerance(self.max_error_rate)
-        check_arguments(self.checkpoint, self.result_path)
+        check_arguments(self.checkpoint, result_path=self.result_path, chunk_rows=self.chunk_rows)
         if self.window is not None:
             parse_windows(self.window)
         asked_by(self)
         if self.shift is not None and not (isinstance(self.shift, timedelta) and self.shift >= SHORTEST_SHIFT):
             raise ConfigurationError(f"shift must be a timedelta of {SHORTEST_SHIFT} or more, not {self.shift!r}")
-        if self.fruitless_retries is not None and self.retries is not None and self.fruitless_retries >= self.retries:
-            raise ConfigurationError(
-                f"fruitless_retries ({self.fruitless_retries}) must be less than retries ({self.retries}): killed "
-                "workers spend those, too, so set retries to as many as a run may see, such as 50"
-            )
         wholes = (("chunk_rows", 1), ("max_in_flight", 1), ("headroom", 0), ("fruitless_retries", 0))
         for name, least in wholes:
             value = getattr(self, name)

@@ -18,6 +18,10 @@ log = logging.getLogger(__name__)
 
 _KEY = "llm_batch.run"
 
+IN_AIRFLOW = "xcom://"
+"""Begins what stands for the path of a run that is kept in Airflow. Whoever was told that it is too large for that may
+begin it anew on storage."""
+
 
 class RunMarker:
     """The note of one task instance, over all its tries.
@@ -40,6 +44,9 @@ class RunMarker:
         if noted is None:
             if self._store is None and self._try_number > 1:
                 log.info("Airflow before 3.3 keeps no note of a begun run: if none lies at %s, a new one begins", uri)
+            return False
+        if str(noted).startswith(IN_AIRFLOW) and not uri.startswith(IN_AIRFLOW):
+            log.warning("This task began its run in Airflow, at %s; it begins anew at %s", noted, uri)
             return False
         if noted != uri and not rerun:
             raise RunMissingError(

@@ -24,7 +24,7 @@ from airflow_llm_provider.core.terms import Agreement, Asked, agree
 from airflow_llm_provider.core.tolerance import Tolerance
 from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError
 from airflow_llm_provider.hooks.vllm import VLLMHook
-from airflow_llm_provider.operators.checkpoint import MOST_ROWS, PROGRESS_INTERVAL_S, SCHEME, xcom_uri
+from airflow_llm_provider.operators.checkpoint import MOST_ROWS, PROGRESS_INTERVAL_S, xcom_uri
 from airflow_llm_provider.operators.context import prompt_context
 from airflow_llm_provider.operators.effective import configured
 from airflow_llm_provider.operators.paths import result_uri
@@ -109,7 +109,7 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
     )
     source = source_of(operator.source)
     base = first_set("results_base", [configured("results_base", str)], f"file://{AIRFLOW_HOME}/llm_batch")
-    in_airflow = operator.checkpoint == SCHEME
+    in_airflow = operator.checkpoint == "xcom"
     uri = xcom_uri(identity) if in_airflow else result_uri(operator.result_path, base=base.value, identity=identity)
     values = {each.name: each for each in _effective(operator, endpoint, agreement, source, (uri, base.set_by))}
     lines = "\n".join(map(str, values.values()))
@@ -143,8 +143,8 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
         outage_patience_s=values["outage_patience_s"].value,
         shift=operator.shift,
         fruitless_retries=operator.fruitless_retries,
-        earlier_tries=_earlier_tries(operator, ti),
-        **({"most_rows": MOST_ROWS, "progress_interval_s": PROGRESS_INTERVAL_S} if in_airflow else {}),
+        most_rows=MOST_ROWS if in_airflow else None,
+        progress_interval_s=PROGRESS_INTERVAL_S if in_airflow else None,
     )
     return job, uri
 
@@ -155,15 +155,6 @@ def _identity(operator: LLMBatchOperator, ti: Any) -> RunIdentity:
         return RunIdentity(dag_id=ti.dag_id, task_id=operator.run_task_id, run_id=ti.run_id)
     map_index = -1 if ti.map_index is None else ti.map_index
     return RunIdentity(dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=map_index)
-
-
-def _earlier_tries(operator: LLMBatchOperator, ti: Any) -> int:
-    """Tries before this one since the task was cleared last, when Airflow set ``max_tries`` to those before + retries.
-
-    Where the DAG's ``retries`` has changed since, some of those before may be among them.
-    """
-    before: int = ti.try_number - 1
-    return max(0, min(before, before - (ti.max_tries - operator.retries)))
 
 
 def unknown_alert_after(operator: LLMBatchOperator) -> timedelta:

@@ -65,13 +65,15 @@ class Files:
         tally = Tally("stands still at each change, the next one ends the run")
         for at in range(1, MOST_CHANGES, step):
             scene, order = self._scene(tally, f"change {at}", self._first)
-            still = scene.stands_still(replace(order, die_at=at))
-            if still is None:
-                return tally
-            manifest = scene.finish(order)
-            scene.goes_on(still)
+            with scene.stands_still(replace(order, die_at=at)) as still:
+                if still is None:
+                    return tally
+                manifest = scene.finish(order)
+                scene.goes_on(still, over=manifest is not None)
             if manifest is not None:
                 scene.still_whole(order, manifest)
+            if self._found(tally):
+                return tally
         raise AssertionError(f"a try made {MOST_CHANGES} changes")
 
     def goes_on_beside_the_next(self, rng: Random, *, step: int = 1) -> Tally:
@@ -79,11 +81,11 @@ class Files:
         tally = Tally("stands still at each change, the next one is killed")
         for at in range(1, MOST_CHANGES, step):
             scene, order = self._scene(tally, f"change {at}", self._first)
-            still = scene.stands_still(replace(order, die_at=at))
-            if still is None:
-                return tally
-            scene.attempt(replace(order, try_number=2, die_at=rng.randint(1, 70)))
-            scene.goes_on(still)
+            with scene.stands_still(replace(order, die_at=at)) as still:
+                if still is None:
+                    return tally
+                scene.attempt(replace(order, try_number=2, die_at=rng.randint(1, 70)))
+                scene.goes_on(still, over=False)
             scene.finish(replace(order, try_number=2))
         raise AssertionError(f"a try made {MOST_CHANGES} changes")
 

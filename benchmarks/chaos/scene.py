@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from airflow_llm_provider.testing import Fault
 from benchmarks.chaos.tries import RunningTry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from airflow_llm_provider.storage.store import RunStore
@@ -119,27 +120,42 @@ class Scene:
             self.broken(f"a try failed for good, so that Airflow would not make another: {end.error}")
         return end
 
-    def stands_still(self, order: Order) -> RunningTry | None:
+    @contextmanager
+    def stands_still(self, order: Order) -> Iterator[RunningTry | None]:
         """A try that stands still where it would have died; None where it ended before."""
         before = dict(self._counts())
         running = RunningTry(replace(order, stands_still=True))
         if not running.stands_still():
             running.end()
-            return None
+            yield None
+            return
         self._look(before)
         self._tally.tries += 1
         self._tally.stood += 1
-        return running
+        try:
+            yield running
+        except BaseException:
+            running.kill()  # or this process would wait for it for ever
+            raise
 
-    def goes_on(self, running: RunningTry) -> None:
+    def goes_on(self, running: RunningTry, *, over: bool) -> None:
         """One that stood still while others worked: it ends by itself, and what others have kept is there still.
 
         It may ask for rows that others have kept meanwhile: those that it took up before it looked.
+
+        Args:
+            running: it.
+            over: the run has ended meanwhile, so that it finishes the write at which it stood, and makes no other.
         """
+        before = dict(read_all(self._store, self._store.list("")))
         running.go_on()
         end = running.end()
         if end.killed or end.for_good:
             self.broken(f"a try that stood still failed for good: {end.error}")
+        after = dict(read_all(self._store, self._store.list("")))
+        touched = [name for name, data in after.items() if before.get(name) != data]
+        if over and len(touched) > 1:
+            self.broken(f"a try that stood still wrote {touched} when the run had ended")
         generation, kept = kept_rows(self._store)
         if generation != self._generation or self._kept - kept:
             self.broken(f"rows {sorted(self._kept - kept)} are gone since a try went on that had stood still")

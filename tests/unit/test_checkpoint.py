@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.sdk import DAG, NEVER_EXPIRE
 from state_fakes import Values
 
+from airflow_llm_provider.batch.execution import run_job
 from airflow_llm_provider.exceptions import ConfigurationError
 from airflow_llm_provider.hooks.compat import AirflowException, AirflowFailException
 from airflow_llm_provider.operators.batch_group import LLMBatchGroup
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.testing import StubVLLM
 
+AT = datetime(2026, 1, 2, 3, tzinfo=UTC)
 ROWS = [{"custom_id": f"doc-{number}", "text": f"text {number}"} for number in range(7)]
 
 
@@ -41,7 +45,7 @@ class Task:
 
     def __init__(self, values: Values | None = None, **arguments: Any) -> None:
         self.values = values
-        self.tries = 0
+        self.tries = arguments.pop("tries", 0)
         self.xcoms: dict[str, Any] = {}
         self._arguments = {
             "task_id": "t",
@@ -63,7 +67,7 @@ class Task:
             max_tries=3,
             xcom_push=lambda key, value: self.xcoms.update({key: json.loads(json.dumps(value))}),
         )
-        context: Any = {"ti": ti, "dag_run": SimpleNamespace(run_after=None, logical_date=None), "params": {}}
+        context: Any = {"ti": ti, "dag_run": SimpleNamespace(run_after=AT, logical_date=None), "params": {}}
         if self.values is not None:
             context["task_state_store"] = self.values
         return LLMBatchOperator(**self._arguments).execute(context)
@@ -74,17 +78,20 @@ def test_results_are_an_xcom_and_nothing_lies_on_storage(airflow: Path) -> None:
     manifest = task.attempt()
     assert [row["custom_id"] for row in task.xcoms["results"]] == [row["custom_id"] for row in ROWS]
     assert all(row["output"] for row in task.xcoms["results"])
-    assert (manifest["counts"]["succeeded"], manifest["result_path"]) == (7, "xcom://d/r/t")
-    assert "dead_letters" not in task.xcoms
+    assert (manifest["counts"]["succeeded"], manifest["result_path"]) == (7, "xcom://d/t/r")
+    assert task.xcoms["dead_letters"] == []
+    assert task.values is not None
+    assert task.values.retentions == {NEVER_EXPIRE}
     assert not airflow.exists()
 
 
 def test_a_retry_asks_for_what_is_left(stub: StubVLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__LLM_BATCH__FLUSH_ROWS", "1")
+    monkeypatch.setenv("AIRFLOW__LLM_BATCH__FLUSH_INTERVAL_S", "0.001")
     stub.behaviour.delay_s = 0.02
     values = Values()
     task = Task(values, max_in_flight=1)
-    values.dies_at = 40
+    values.dies_at = 14
     with pytest.raises(AirflowException, match="StorageError"):
         task.attempt()
     assert not task.xcoms
@@ -131,7 +138,7 @@ def test_answers_that_are_too_large_fail_without_a_retry(mocker: MockerFixture) 
     small = partial(StateFiles, most_bytes=4000)
     mocker.patch("airflow_llm_provider.operators.checkpoint.StateFiles", small)
     with pytest.raises(AirflowFailException, match=r"may keep 4,000\. .*object storage"):
-        Task(Values(), source=ROWS * 20).attempt()
+        Task(Values(), source=[{"text": f"text {number}"} for number in range(140)]).attempt()
 
 
 @pytest.mark.parametrize(
@@ -139,6 +146,7 @@ def test_answers_that_are_too_large_fail_without_a_retry(mocker: MockerFixture) 
     [
         ({"checkpoint": "redis"}, "checkpoint is 'storage' or 'xcom', not 'redis'"),
         ({"checkpoint": "xcom", "result_path": "s3://b/x"}, "there is no result_path; give one of them"),
+        ({"checkpoint": "xcom", "chunk_rows": 99}, "chunk_rows must be 100 or more"),
     ],
 )
 def test_what_a_dag_may_say(arguments: dict[str, Any], words: str) -> None:
@@ -146,6 +154,51 @@ def test_what_a_dag_may_say(arguments: dict[str, Any], words: str) -> None:
         LLMBatchOperator(task_id="t", source=ROWS, prompt="{{ row.text }}", **arguments)
 
 
-def test_tasks_that_share_a_run_keep_it_on_storage() -> None:
-    with pytest.raises(ConfigurationError, match="keep it on object storage"):
-        LLMBatchGroup("g", source=ROWS, prompt="{{ row.text }}", checkpoint="xcom")
+@pytest.mark.parametrize("said", [{"checkpoint": "xcom"}, {"default_args": {"checkpoint": "xcom"}}])
+def test_tasks_that_share_a_run_keep_it_on_storage(said: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="keep it on object storage"), DAG("d", schedule=None):
+        LLMBatchGroup("g", source=ROWS, prompt="{{ row.text }}", **said)
+
+
+def test_a_state_store_that_keeps_two_tries_apart_too_late_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__WORKERS__STATE_STORE_BACKEND", "some.Backend")
+    with pytest.raises(AirflowFailException, match=r"state_store_backend is some\.Backend.*object storage"):
+        Task(Values()).attempt()
+
+
+def test_a_try_that_was_superseded_hands_nothing_on(mocker: MockerFixture) -> None:
+    """It has written the manifest, stands still, and wakes when its successor has handed everything on."""
+    values = Values()
+    task = Task(values)
+
+    def stood_still(*given: Any, **keywords: Any) -> Any:
+        manifest = run_job(*given, **keywords)
+        values.superseded = True
+        return manifest
+
+    mocker.patch("airflow_llm_provider.operators.llm_batch.run_job", stood_still)
+    with pytest.raises(AirflowException, match="nothing of this run any more"):
+        task.attempt()
+    assert not task.xcoms
+
+
+def test_an_early_stop_hands_nothing_on(stub: StubVLLM) -> None:
+    stub.behaviour.fault = lambda *_: Fault.bad_request("no")
+    task = Task(Values(), max_error_rate=0.1, source=[{"text": f"text {number}"} for number in range(2000)])
+    with pytest.raises(AirflowFailException, match="Stopped early"):
+        task.attempt()
+    assert not task.xcoms
+
+
+def test_a_nul_in_an_answer_does_not_reach_postgres() -> None:
+    task = Task(Values(), source=[{"text": "zero \0 and the words \\u0000"}])
+    task.attempt()
+    assert task.xcoms["results"][0]["output"].endswith("zero \ufffd and the words \\u0000")
+
+
+def test_whoever_was_too_large_for_airflow_begins_anew_on_storage(airflow: Path, stub: StubVLLM) -> None:
+    values = Values()
+    Task(values).attempt()
+    manifest = Task(values, checkpoint="storage", tries=1).attempt()
+    assert manifest["result_path"] == f"file://{airflow}/d/t/r"
+    assert stub.received == 14

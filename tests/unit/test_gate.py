@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_llm_provider.batch import gate as gate_module
-from airflow_llm_provider.batch.gate import CLOSE_MARGIN_S, SHORT_WAIT_S, Gate, RunHeld, await_release
+from airflow_llm_provider.batch.gate import CLOSE_MARGIN_S, DRAIN_S, SHORT_WAIT_S, Gate, RunHeld, await_release
 from airflow_llm_provider.batch.stop import StopSwitch
 from airflow_llm_provider.batch.switch import HoldSwitch
 from airflow_llm_provider.core.circuit import State
@@ -31,11 +31,12 @@ NIGHTLY = Terms(limit=8, windows=parse_windows("23:00-07:00 Europe/London"))
 class World:
     """A gate, what it says to its runner, and a clock."""
 
-    def __init__(self, terms: Terms, now: datetime, *, watch: Any = None, shift_ends: datetime | None = None) -> None:
+    def __init__(self, terms: Terms, now: datetime, *, watch: Any = None, shift: timedelta | None = None) -> None:
         self.now = now
         self.said: list[Any] = []
         self.ended: list[BaseException | None] = []
         self.in_flight = 0
+        self.begun = False
         self.most = 8
         self.predicted_s = UNMEASURED_S
         self.durations = SimpleNamespace(predicted_s=self.bounded_s, at_most_s=float("inf"))
@@ -50,7 +51,7 @@ class World:
             dispatcher=self,  # type: ignore[arg-type] # what the gate asks of one
             ledger=SimpleNamespace(settled_here=self),  # type: ignore[arg-type]
             remaining_s=lambda: 100.0,
-            shift_ends=shift_ends,
+            shift=shift,
             now=lambda: self.now,
         )
 
@@ -309,8 +310,10 @@ class TestBeforeTheStart:
 
 
 class TestShifts:
+    HALF_AN_HOUR = timedelta(minutes=30)
+
     def test_what_is_begun_may_end_and_then_the_worker_is_given_back(self) -> None:
-        world = World(Terms(limit=8), OPENS, shift_ends=OPENS + timedelta(minutes=30))
+        world = World(Terms(limit=8), OPENS, shift=self.HALF_AN_HOUR)
         world.done, world.in_flight = 5, 3
         assert world.step(30 * 60 - 1) == (8, None)
         assert world.step(1) == "drain"
@@ -322,18 +325,35 @@ class TestShifts:
         assert (held.hold.cause, held.hold.until, held.drained_until, held.released) == (Cause.SHIFT, None, None, True)
         assert "the shift was over at 2026-11-24 23:30:00 UTC" in held.hold.reason
 
-    def test_it_is_not_over_before_a_row_has_settled(self) -> None:
-        world = World(Terms(limit=8), OPENS, shift_ends=OPENS)
-        for _ in range(100):
+    def test_where_no_row_has_settled_it_is_twice_as_long(self) -> None:
+        world = World(Terms(limit=8), OPENS, shift=self.HALF_AN_HOUR)
+        for _ in range(59):
             assert world.step(60) == (8, None)
-        world.done = 1
+        assert world.step(60) == "drain"
+
+    def test_in_an_outage_none_ends(self) -> None:
+        world = World(Terms(limit=8), OPENS, shift=self.HALF_AN_HOUR)
+        world.done, world.circuit.state = 5, State.DOWN
+        assert world.step(3600) == (8, None)
+        world.circuit.state = State.UP
         assert world.step(1) == "drain"
 
-    def test_whatever_holds_the_run_counts_more(self) -> None:
-        world = World(NIGHTLY, CLOSES - timedelta(seconds=1), shift_ends=OPENS)
+    def test_rows_of_which_slices_are_kept_are_waited_for_a_while(self) -> None:
+        world = World(Terms(limit=8), OPENS, shift=self.HALF_AN_HOUR)
+        world.done, world.begun = 5, True
+        assert world.step(30 * 60) == "drain"
+        world.step(DRAIN_S - 1)
+        assert not world.ended
+        world.step(1)
+        assert isinstance(world.ended[0], RunHeld)
+
+    def test_the_window_closes_on_what_drains_as_on_any_other(self) -> None:
+        world = World(NIGHTLY, CLOSES - timedelta(seconds=CLOSE_MARGIN_S + 1.4), shift=timedelta(seconds=0))
         world.done, world.in_flight = 5, 3
-        world.step()
-        assert world.said[-1] == "drain"
-        assert world.step(1) == "yield"
+        assert world.step() == "drain"
+        assert world.delay_s == 1.0
+        assert world.step(1) == "drain"
+        assert world.delay_s == pytest.approx(0.4)
+        assert world.step(0.4) == "yield"
         assert isinstance(world.ended[-1], RunHeld)
         assert world.ended[-1].hold.cause is Cause.WINDOW

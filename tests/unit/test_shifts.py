@@ -9,6 +9,7 @@ import pytest
 from batch_fakes import Try, job_of, part_lines, texts, write_rows
 from dispatch_model import dispatcher, request
 
+from airflow_llm_provider.batch import gate
 from airflow_llm_provider.batch.gate import RunHeld
 from airflow_llm_provider.core.commands import Send, Wait
 from airflow_llm_provider.core.release import Cause
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 
 ROWS = 40
 MOST = 60
+
+
+@pytest.fixture(autouse=True)
+def keen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate looks often, so that shifts may be short."""
+    monkeypatch.setattr(gate, "CONTROL_PERIOD_S", 0.02)
 
 
 def work_in_shifts(stub: StubVLLM, tmp_path: Path, *, shift_s: float, **changes: Any) -> list[list[int]]:

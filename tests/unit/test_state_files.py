@@ -88,13 +88,14 @@ def test_what_is_replaced_or_removed_leaves_no_values_behind() -> None:
 def test_more_than_airflow_should_keep_is_refused_and_what_was_there_stays() -> None:
     files = StateFiles(Values(), most_bytes=2000)
     files.pipe_file("a", noise(1000))
-    with pytest.raises(
-        ConfigurationError, match=r"checkpoint='xcom' may keep 2,000\. .* result_path on object storage"
-    ):
+    with pytest.raises(ConfigurationError, match=r"may keep 2,000\. .* result_path on object storage, and clear"):
         files.pipe_file("b", noise(1500))
     assert list(files.find("a", detail=True)) == ["a"]
     files.pipe_file("a", noise(1500))  # it takes the old one's place
     assert files.cat_file("a") == noise(1500)
+    files.pipe_file("part", noise(1500), mode="create")  # as a part does, whose journal goes next
+    with pytest.raises(ConfigurationError):
+        files.pipe_file("more", noise(1500), mode="create")
 
 
 def test_a_piece_that_is_gone_is_no_empty_file() -> None:
@@ -104,6 +105,21 @@ def test_a_piece_that_is_gone_is_no_empty_file() -> None:
     del values.kept[f"{PREFIX}.0.1"]
     with pytest.raises(StorageError, match="no longer in the task state store"):
         RunStore("run", files=files).read("a")
+
+
+def test_a_try_that_was_superseded_finds_an_error_and_not_nothing() -> None:
+    values = Values()
+    store = RunStore("run", files=StateFiles(values))
+    store.write("a", b"1")
+    values.superseded = True
+    for call in (
+        lambda: store.read("a"),
+        lambda: store.list(""),
+        lambda: store.write("b", b"2"),
+        lambda: store.size("a"),
+    ):
+        with pytest.raises(StorageError, match="nothing of this run any more"):
+            call()
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 from batch_fakes import HookedStore, Try, job_of, part_lines, run, texts, write_rows
 
 from airflow_llm_provider.batch import tries
-from airflow_llm_provider.exceptions import FruitlessTriesError, StorageError
+from airflow_llm_provider.exceptions import EndpointDownError, FruitlessTriesError, StorageError
 from airflow_llm_provider.storage import layout
 from airflow_llm_provider.storage.store import RunStore
 
@@ -99,12 +100,31 @@ def test_nobody_counts_where_nobody_asked(stub: StubVLLM, source: str, folder: P
     run(job_of(stub, source, try_number=5), RunStore(str(folder)))
 
 
-def test_tries_that_never_began_the_run_are_told_by_their_number(stub: StubVLLM, source: str, folder: Path) -> None:
-    job = job_of(stub, source, fruitless_retries=2, earlier_tries=3)
-    with pytest.raises(FruitlessTriesError, match="3 tries ended, or were killed, before they had begun the run"):
-        run(job, RunStore(str(folder)))
-    assert stub.received == 0
-    run(job_of(stub, source, fruitless_retries=2, earlier_tries=2), RunStore(str(folder)))
+def test_who_did_not_get_so_far_as_to_work_does_not_count(stub: StubVLLM, source: str, folder: Path) -> None:
+    """The endpoint was away: that says nothing of the run."""
+    vain(stub, source, folder, try_number=1, fruitless_retries=1)
+    for number in range(2, 9):
+        away = Try(job_of(stub, source, try_number=number, fruitless_retries=1), RunStore(str(folder)))
+        away._run._ask_endpoint = Mock(side_effect=EndpointDownError("away"))  # type: ignore[method-assign]
+        with pytest.raises(EndpointDownError):
+            away()
+    vain(stub, source, folder, try_number=9, fruitless_retries=1)
+    with pytest.raises(FruitlessTriesError):
+        run(job_of(stub, source, try_number=10, fruitless_retries=1), RunStore(str(folder)))
+
+
+def test_a_run_whose_every_row_has_landed_is_ended_whoever_came_before(
+    stub: StubVLLM, source: str, folder: Path
+) -> None:
+    class Unended(HookedStore):
+        def before(self, name: str) -> None:
+            if name == layout.MANIFEST:
+                raise StorageError("killed")
+
+    for number in range(1, 5):
+        with pytest.raises(StorageError, match="killed"):
+            run(job_of(stub, source, try_number=number, fruitless_retries=0), Unended(str(folder)))
+    run(job_of(stub, source, try_number=5, fruitless_retries=0), RunStore(str(folder)))
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"epoch": "x"}', b'{"epoch": null, "try_number": 1}'])
