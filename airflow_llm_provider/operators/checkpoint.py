@@ -92,7 +92,7 @@ class _Lasting:
     """
 
     def __init__(self, values: Any) -> None:
-        from airflow.sdk import NEVER_EXPIRE  # noqa: PLC0415 - Airflow has it from 3.3 on
+        from airflow.sdk import NEVER_EXPIRE  # type: ignore[attr-defined] # noqa: PLC0415 - from 3.3 on, in no stub
 
         self._values = values
         self._retention = NEVER_EXPIRE

@@ -122,7 +122,10 @@ class RunStore:
         self.uri = uri.rstrip("/")
         self.guard: Callable[[], None] | None = None
         self._files = files
-        self._fs, path = (files, self.uri) if files is not None else open_path(self.uri, what="result_path")
+        self._fs: Any = files
+        path = self.uri
+        if files is None:
+            self._fs, path = open_path(self.uri, what="result_path")
         self._root = path.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
 

@@ -90,9 +90,9 @@ def test_rows_in_slices_go_on_to_their_end() -> None:
 def test_slices_do_not_go_on_beyond_the_window() -> None:
     made = dispatcher(limit=2)
     made.feed([request(0)])
-    made.release(limit=2, closes_s=10.0)
+    made.release(limit=2, closes_s=10_000.0)
     first = made.next(0)
     assert isinstance(first, Send)
     made.drain()
-    made.sliced(first.tickets[0], 11)
-    assert made.next(11) == Wait(None)
+    made.sliced(first.tickets[0], 10_001)
+    assert made.next(10_001) == Wait(None)
