@@ -18,6 +18,7 @@ from airflow_llm_provider.hooks.compat import AirflowException, AirflowFailExcep
 from airflow_llm_provider.operators.batch_group import LLMBatchGroup
 from airflow_llm_provider.operators.llm_batch import LLMBatchOperator
 from airflow_llm_provider.storage.state_files import StateFiles
+from airflow_llm_provider.storage.store import RunStore
 from airflow_llm_provider.testing import Fault
 
 if TYPE_CHECKING:
@@ -178,6 +179,21 @@ def test_a_try_that_was_superseded_hands_nothing_on(mocker: MockerFixture) -> No
 
     mocker.patch("airflow_llm_provider.operators.llm_batch.run_job", stood_still)
     with pytest.raises(AirflowException, match="nothing of this run any more"):
+        task.attempt()
+    assert not task.xcoms
+
+
+def test_results_that_are_not_all_there_are_not_handed_on(mocker: MockerFixture) -> None:
+    values = Values()
+    task = Task(values)
+
+    def lost(job: Any, store: RunStore, *given: Any, **keywords: Any) -> Any:
+        manifest = run_job(job, store, *given, **keywords)
+        RunStore(store.uri, files=store._files).delete([manifest["chunks"][0]["part"]])  # whoever may
+        return manifest
+
+    mocker.patch("airflow_llm_provider.operators.llm_batch.run_job", lost)
+    with pytest.raises(AirflowException, match=r"has 0 of its 7 lines"):
         task.attempt()
     assert not task.xcoms
 

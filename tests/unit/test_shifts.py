@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from batch_fakes import Try, job_of, part_lines, texts, write_rows
 from dispatch_model import dispatcher, request
+from test_runner import runner_of
 
 from airflow_llm_provider.batch import gate
 from airflow_llm_provider.batch.gate import RunHeld
 from airflow_llm_provider.core.commands import Send, Wait
-from airflow_llm_provider.core.release import Cause
+from airflow_llm_provider.core.release import Cause, Hold
 from airflow_llm_provider.storage.store import RunStore
 
 if TYPE_CHECKING:
@@ -96,3 +97,18 @@ def test_slices_do_not_go_on_beyond_the_window() -> None:
     made.drain()
     made.sliced(first.tickets[0], 10_001)
     assert made.next(10_001) == Wait(None)
+
+
+async def test_no_server_is_left_while_rows_are_in_flight_at_another() -> None:
+    """A row in slices may go on at the one that has nothing in flight just now."""
+    made = dispatcher(limit=2)
+    made.feed([request(0)])
+    runner = runner_of(made)
+    sent = made.next(0)
+    assert isinstance(sent, Send)
+    over = RunHeld(Hold(cause=Cause.SHIFT, reason="the shift was over", yields=False))
+    runner.leave(0, over)
+    assert not runner._ended.done()
+    made.answered(sent.tickets[0], 1)
+    runner.leave(0, over)
+    assert runner._ended.exception() is over
