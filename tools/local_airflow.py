@@ -253,7 +253,7 @@ class LocalAirflow:
                 "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             },
             "database": {
-                "sql_alchemy_conn": f"sqlite:///{self.home / 'airflow.db'}?timeout=30",  # 5 s by default; a busy machine
+                "sql_alchemy_conn": f"sqlite:///{self.home / 'airflow.db'}?timeout=30",  # 5 s are few on a busy machine
                 "load_default_connections": "False",
             },
             "logging": {"base_log_folder": str(self.home / "logs")},

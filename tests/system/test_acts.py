@@ -169,7 +169,7 @@ def dag_run_deleted(acting: Acting) -> None:
     assert run.leased
     time.sleep(
         7
-    )  # the executor tells of the end 5 s late, by a name that the new task has, too, which would lose its try
+    )  # the executor tells of the end 5 s late, by a name that the new task bears, too, and would cost its try
     run.trigger_again()
     run.ends("success")
     assert run.task().try_number == 1
