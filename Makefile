@@ -27,7 +27,7 @@ export UV_DEFAULT_INDEX
 endif
 export UV_NO_PROGRESS := 1
 
-.PHONY: help demo airflow test check test-release test-vllm test-prometheus test-storage chaos bench-client bench-memory bench-colocation bench-colocation-sim bench-dedicated constraints env clean clean-demo
+.PHONY: help demo airflow test check test-release test-vllm test-prometheus test-storage race chaos bench-client bench-memory bench-colocation bench-colocation-sim bench-dedicated constraints env clean clean-demo
 
 help: ## what there is to call
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ test-vllm: $(INSTALLED) $(INSTALLED_VLLM) ## the contract tests against a real v
 
 test-storage: $(INSTALLED) $(INSTALLED_STORAGE) ## runs on real S3 servers of two kinds, and kills there
 	$(BIN)/pytest tests/object_storage
+
+race: $(INSTALLED) ## two tries of one task at once, 200 times (50 are in make check)
+	LLM_TEST_ROUNDS=200 $(BIN)/pytest tests/property/test_two_tries.py
 
 chaos: $(INSTALLED) $(INSTALLED_STORAGE) ## a thousand kills, of tries and of servers (ARGS="--kills 5000 --seed 1")
 	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.chaos $(ARGS)

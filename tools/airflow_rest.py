@@ -6,6 +6,7 @@ Owns URLs, the token and the shapes of answers. Starts and stops nothing: that i
 from __future__ import annotations
 
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -67,6 +68,7 @@ class AirflowRest:
     def __init__(self, url: str) -> None:
         self.url = url
         self._token: str | None = None
+        self._one_at_a_time = threading.Lock()
 
     def health(self) -> dict[str, Any]:
         """``/monitor/health``; needs no token. ``OSError`` while nobody listens."""
@@ -74,7 +76,14 @@ class AirflowRest:
         return answer
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """One call below ``/api/v2``; the decoded JSON, or None for an empty answer."""
+        """One call below ``/api/v2``; the decoded JSON, or None for an empty answer.
+
+        Threads take turns: calls that write side by side keep SQLite from the scheduler, which dies of that.
+        """
+        with self._one_at_a_time:
+            return self._call(method, path, body)
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
         if self._token is None:
             self._token = _send(_request("GET", f"{self.url}/auth/token", None, {}))["access_token"]
         headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}

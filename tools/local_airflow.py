@@ -30,6 +30,7 @@ import sys
 import time
 from contextlib import closing, suppress
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -97,6 +98,8 @@ class LocalAirflow:
         self._stop_patience_s = stop_patience_s
         self._note = note
         self._programs: dict[str, Program] = {}
+        self._orphaned: list[Program] = []
+        """Components that were killed, of which what they had started may live on."""
 
     # --- life ---------------------------------------------------------------------------------------
 
@@ -128,14 +131,19 @@ class LocalAirflow:
 
         The API server goes last: a task that is told to stop still reports through it.
         """
+        stops = [
+            *(partial(program.stop, patience_s=0) for program in self._orphaned),
+            *(partial(self.stop_component, name) for name in STOP_ORDER),
+        ]
         failures = []
-        for name in STOP_ORDER:
+        for stop in stops:
             try:
-                self.stop_component(name)
+                stop()
             except ProgramError as error:
                 failures.append(str(error))
         if failures:
             raise ProgramError("\n".join(failures))
+        self._orphaned.clear()
         self._records.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
@@ -150,7 +158,7 @@ class LocalAirflow:
 
     def processes(self) -> list[psutil.Process]:
         """Every process of this Airflow: components, executor workers, tasks and what they started."""
-        return [process for program in self._programs.values() for process in program.processes()]
+        return [process for program in self._all_programs() for process in program.processes()]
 
     def component(self, name: str) -> Program:
         """One of ``api-server``, ``scheduler``, ``dag-processor``, ``triggerer``."""
@@ -165,6 +173,12 @@ class LocalAirflow:
             patience_s = TRIGGERER_PATIENCE_S if name == "triggerer" else self._stop_patience_s
             program.stop(patience_s=patience_s, term_patience_s=term_patience_s)
 
+    def kill_component(self, name: str) -> None:
+        """``kill -9`` of one component alone: the tasks that a scheduler runs live on, as orphans, until `stop`."""
+        program = self._programs.pop(name)
+        self._orphaned.append(program)
+        program.kill_leader()
+
     def start_component(self, name: str) -> None:
         """Start one component, for example after it was killed."""
         self.stop_component(name)
@@ -177,7 +191,7 @@ class LocalAirflow:
         )
         program.start()
         self._programs[name] = program
-        write_records(self._records, list(self._programs.values()))
+        write_records(self._records, self._all_programs())
 
     def task_processes(self) -> list[psutil.Process]:
         """The processes that run task code now: the ones to ``kill -9`` in a test."""
@@ -190,6 +204,9 @@ class LocalAirflow:
             program.require_running()
 
     # --- steps --------------------------------------------------------------------------------------
+
+    def _all_programs(self) -> list[Program]:
+        return [*self._programs.values(), *self._orphaned]
 
     @property
     def _records(self) -> Path:
@@ -236,7 +253,7 @@ class LocalAirflow:
                 "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             },
             "database": {
-                "sql_alchemy_conn": f"sqlite:///{self.home / 'airflow.db'}",
+                "sql_alchemy_conn": f"sqlite:///{self.home / 'airflow.db'}?timeout=30",  # 5 s are few on a busy machine
                 "load_default_connections": "False",
             },
             "logging": {"base_log_folder": str(self.home / "logs")},

@@ -42,6 +42,7 @@ class Program:
     log_path: Path
     env: Mapping[str, str] | None = None
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
+    _created: float = field(default=0.0, init=False, repr=False)
     _seen: set[psutil.Process] = field(default_factory=set, init=False, repr=False)
 
     def start(self) -> None:
@@ -58,6 +59,7 @@ class Program:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._created = psutil.Process(self.pid).create_time()
 
     @property
     def pid(self) -> int:
@@ -118,9 +120,16 @@ class Program:
         self._process.wait(KILL_PATIENCE_S)  # it may have ended between the last look at it and the one at all of them
         self._process = None
 
+    def kill_leader(self) -> None:
+        """``kill -9`` of the program itself; what it has started lives on, until :meth:`stop`."""
+        if self._process is not None:
+            self.processes()  # remember who descends from it while it is there to tell
+            self._process.kill()
+            self._process.wait(KILL_PATIENCE_S)
+
     def record(self) -> dict[str, object]:
         """What a later start needs to find the leftovers of this one."""
-        return {"name": self.name, "sid": self.pid, "created": psutil.Process(self.pid).create_time()}
+        return {"name": self.name, "sid": self.pid, "created": self._created}
 
     def _gone_within(self, patience_s: float) -> bool:
         deadline = time.monotonic() + patience_s  # noqa: TID251 - a tool that waits for other processes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 import time
 from dataclasses import replace
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from airflow_llm_provider.core.request import Outcome
 
 ROWS = 9
-ROUNDS = 50
+ROUNDS = int(os.environ.get("LLM_TEST_ROUNDS", "50"))
+"""`make race` takes 200."""
 
 
 @pytest.fixture(autouse=True)

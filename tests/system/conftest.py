@@ -11,14 +11,22 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from llm_fixtures import examples_airflow, llm_airflow, llm_stub, llm_work, statsd  # noqa: E402 - after the path
+from llm_fixtures import (  # noqa: E402 - after the path
+    acts_airflow,
+    acts_stub,
+    examples_airflow,
+    llm_airflow,
+    llm_stub,
+    llm_work,
+    statsd,
+)
 
 from tools.local_airflow import LocalAirflow  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["examples_airflow", "llm_airflow", "llm_stub", "llm_work", "statsd"]
+__all__ = ["acts_airflow", "acts_stub", "examples_airflow", "llm_airflow", "llm_stub", "llm_work", "statsd"]
 
 
 @pytest.fixture(scope="module")

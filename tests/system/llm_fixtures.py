@@ -162,3 +162,27 @@ def examples_airflow(llm_stub: StubProcess, tmp_path_factory: pytest.TempPathFac
         env[f"AIRFLOW_CONN_{name.upper()}"] = json.dumps(connection)
     with LocalAirflow(home, EXAMPLES, env=env) as airflow:
         yield airflow
+
+
+@pytest.fixture(scope="module")
+def acts_stub(tmp_path_factory: pytest.TempPathFactory):
+    """A stub of the acts' own: it takes its time with every answer, so that each act finds rows in flight."""
+    stub = StubProcess(tmp_path_factory.mktemp("acts-stub"))
+    stub.state(delay_s=0.25)
+    yield stub
+    stub.close()
+
+
+@pytest.fixture(scope="module")
+def acts_airflow(acts_stub: StubProcess, tmp_path_factory: pytest.TempPathFactory):
+    """An Airflow of the acts' own: many tasks at once, and a scheduler that soon misses one that is dead."""
+    connection = {"conn_type": "vllm", "host": acts_stub.url, "extra": {"model": "stub"}}
+    home = tmp_path_factory.mktemp("acts-airflow")
+    env = {
+        "AIRFLOW_CONN_VLLM_DEFAULT": json.dumps(connection),
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",  # 30 by default
+        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",  # 300 by default
+    }
+    with LocalAirflow(home, DAGS, env=env, parallelism=12) as airflow:
+        yield airflow

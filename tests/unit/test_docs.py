@@ -164,3 +164,20 @@ def names(text: str) -> list[str]:
     """What a table's first column names in backticks."""
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     return [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+
+
+def test_each_act_of_the_table_is_shown_by_what_there_is_and_each_that_there_is_stands_in_the_table() -> None:
+    page = (ROOT / "docs/acts.md").read_text()
+    shown = {name for line in page.splitlines() if line.startswith("| ") for name in names_in(line.split("|")[-2])}
+    system = ROOT / "tests/system"
+    listed = re.search(r"^ACTS: .*? = \[\n(.*?)\n\]", (system / "test_acts.py").read_text(), re.DOTALL | re.MULTILINE)
+    assert listed is not None
+    acts = {name.strip(" ,") for name in listed[1].splitlines()}
+    assert acts <= shown
+    tests = "".join(path.read_text() for path in system.glob("test_acts*.py"))
+    for name in shown:
+        assert (ROOT / name).exists() or (system / name).exists() or f"\ndef {name}(" in tests, name
+
+
+def names_in(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
