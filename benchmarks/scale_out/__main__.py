@@ -89,7 +89,8 @@ def measure(folder: Path, options: argparse.Namespace) -> Iterator[Measured]:
 
 
 def _chunk_rows(options: argparse.Namespace) -> int:
-    return max(1, options.rows // (options.shares * CHUNKS_A_SHARE))
+    chunks: int = options.shares * CHUNKS_A_SHARE
+    return max(1, int(options.rows) // chunks)
 
 
 def _watch(log: Path, *, at: int, rows: int) -> float:

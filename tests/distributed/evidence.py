@@ -56,7 +56,12 @@ def landed(results: Path) -> Counter[int]:
 
 def kept(results: Path, share: int) -> set[int]:
     """Rows that lie in parts, whosoever they are, or in the journal of a share."""
-    found = set(landed(results))
+    return set(landed(results)) | journalled(results, share)
+
+
+def journalled(results: Path, share: int) -> set[int]:
+    """Rows in the journal of a share."""
+    found: set[int] = set()
     for journal in share_folder(results, share).glob("_run/journal/*/*.jsonl"):
         with contextlib.suppress(FileNotFoundError):  # a chunk was committed meanwhile
             found |= {orjson.loads(line)["index"] for line in journal.read_bytes().splitlines()}

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from tools.celery_airflow import CeleryAirflow
 
-SHARES, SHARE_ROWS, IN_FLIGHT = 6, 64, 8
+SHARES, SHARE_ROWS, IN_FLIGHT = 4, 64, 8
 ROWS = SHARES * SHARE_ROWS
 SIZES = {"shares": SHARES, "chunk_rows": SHARE_ROWS, "in_flight": IN_FLIGHT}
 STUB_DELAY_S = 1.0  # a share takes eight seconds
 WORKERS = ("w0",)
-SETTINGS = {"SCHEDULER__TASK_QUEUED_TIMEOUT": "10", "SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "2"}
+SETTINGS = {"SCHEDULER__TASK_QUEUED_TIMEOUT": "6", "SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "1"}
 
 
 def run(celery: CeleryAirflow, dag_id: str, folder: Path) -> tuple[str, str]:

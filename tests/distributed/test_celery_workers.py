@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from evidence import kept, landed, manifest_of, share_folder, token_of, wait_until
+from evidence import journalled, kept, landed, manifest_of, share_folder, token_of, wait_until
 
 from benchmarks.bench import write_rows
 from benchmarks.scale_out.group import DAG_ID
@@ -36,9 +36,9 @@ SETTINGS = {
 }
 ROWS = int(os.environ.get("LLM_TEST_ROWS", "20000"))
 SHARES = 16 if ROWS < 100_000 else 40
-CHUNKS_A_SHARE = 5
+CHUNKS_A_SHARE = 2
 CHUNK_ROWS = ROWS // (SHARES * CHUNKS_A_SHARE)
-FEW_CHUNKS = 2 * SHARES if ROWS < 100_000 else 8
+FEW_CHUNKS = SHARES if ROWS < 100_000 else 4
 IN_FLIGHT = 64
 SIZES = {"shares": SHARES, "chunk_rows": CHUNK_ROWS, "in_flight": IN_FLIGHT}
 PATIENCE_S = 300 + ROWS / 100  # a busy machine does a hundred rows a second at the least
@@ -120,13 +120,13 @@ def test_a_worker_whose_tasks_are_told_to_stop_too_journals_what_it_has(
     try:
         run_id = begin(celery, tmp_path, results, rows=rows)
         told = freeze_one_at_work(celery, run_id, results, asked, of=rows // min(SHARES, FEW_CHUNKS))
+        worker = celery.workers[told.worker]
+        os.killpg(worker.pid, signal.SIGTERM)  # the supervisor is in its group, and tells the task
+        worker.thaw()
+        wait_until("the end of the worker", lambda: worker.exit_code is not None, timeout_s=60)
+        wait_until("the end of its task", lambda: not worker.processes(), timeout_s=5)
     finally:
         set_state(stub_url, delay_s=0.0)
-    worker = celery.workers[told.worker]
-    os.killpg(worker.pid, signal.SIGTERM)  # the supervisor is in its group, and tells the task
-    worker.thaw()
-    wait_until("the end of the worker", lambda: worker.exit_code is not None, timeout_s=60)
-    wait_until("the end of its task", lambda: not worker.processes(), timeout_s=5)
     at_end = kept(results, told.share)
     celery.forget_worker(told.worker)
     assert celery.rest.wait_for_run(DAG_ID, run_id, timeout_s=240) == "success"
@@ -138,6 +138,34 @@ def test_a_worker_whose_tasks_are_told_to_stop_too_journals_what_it_has(
     assert tries(celery, run_id)[told.share] == 2
 
 
+@pytest.mark.timeout(600)
+def test_a_task_that_outlives_its_worker_gives_way_to_its_successor(
+    celery: CeleryAirflow, asked: Asked, stub_url: str, tmp_path: Path
+) -> None:
+    """Where a worker's main process alone is killed, its supervisors die with it; their tasks are told by nobody."""
+    rows, results = FEW_CHUNKS * CHUNK_ROWS, tmp_path / "results"
+    celery.start_workers(["w4"])
+    set_state(stub_url, delay_s=5.0)  # a share takes longer than the heartbeat's time-out
+    try:
+        run_id = begin(celery, tmp_path, results, rows=rows)
+        orphaned = freeze_one_at_work(celery, run_id, results, asked, of=rows // min(SHARES, FEW_CHUNKS))
+        worker, orphan = celery.workers[orphaned.worker], celery.task_of(orphaned.worker)
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.thaw()
+        wait_until("the successor", lambda: token_of(results, orphaned.share) != orphaned.token, timeout_s=180)
+    finally:
+        set_state(stub_url, delay_s=0.0)
+    wait_until("the orphan's end", lambda: not orphan.is_running(), timeout_s=60)
+    celery.forget_worker(orphaned.worker)
+    assert celery.rest.wait_for_run(DAG_ID, run_id, timeout_s=240) == "success"
+
+    check_landed(celery, run_id, results, rows=rows)
+    assert tries(celery, run_id)[orphaned.share] == 2
+    asked.read()
+    assert asked.twice <= asked.by_try[orphaned.token]
+    assert len(asked.twice) <= 3 * IN_FLIGHT, "what was in flight, and what had settled since the last flush"
+
+
 def begin(celery: CeleryAirflow, folder: Path, results: Path, *, rows: int) -> str:
     source = folder / "rows.jsonl"
     write_rows(source, rows)
@@ -146,7 +174,7 @@ def begin(celery: CeleryAirflow, folder: Path, results: Path, *, rows: int) -> s
 
 
 def freeze_one_at_work(celery: CeleryAirflow, run_id: str, results: Path, asked: Asked, *, of: int) -> Working:
-    """A worker in the middle of a share `of` so many rows, frozen there: it would be elsewhere a moment later."""
+    """A worker in the middle of a share `of` so many rows, of which some are journalled; frozen there."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         work = [task for task in celery.rest.tasks(DAG_ID, run_id) if task.task_id == "batch.work"]
@@ -159,7 +187,7 @@ def freeze_one_at_work(celery: CeleryAirflow, run_id: str, results: Path, asked:
             program.freeze()
             token = token_of(results, share)
             done = len(asked.read().by_try[token]) / of if token is not None else 0.0
-            if token is not None and 0.1 < done < 0.8:
+            if token is not None and 0.1 < done < 0.8 and journalled(results, share):
                 return Working(worker, share, token)
             program.thaw()
         time.sleep(0.1)

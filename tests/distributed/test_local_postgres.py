@@ -9,7 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from evidence import kept, landed, manifest_of, token_of, wait_until
+from evidence import journalled, kept, landed, manifest_of, token_of, wait_until
 
 from benchmarks.bench import write_rows
 from benchmarks.scale_out.group import DAG_ID
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tools.postgres import Postgres
 
 ROWS = 800
-SIZES = {"shares": 4, "chunk_rows": 50, "in_flight": 8}
+SIZES = {"shares": 4, "chunk_rows": 200, "in_flight": 8}
 STUB_DELAY_S = 0.2
 
 
@@ -43,6 +43,7 @@ def test_a_group_on_postgres_lands_each_row_once_though_a_task_is_killed(
         lambda: {task.pid: task.map_index for task in rest.tasks(DAG_ID, run_id)}.get(victim.pid),
         timeout_s=30,
     )
+    wait_until("a journal", lambda: journalled(results, share), timeout_s=30)
     token = token_of(results, share)
     with contextlib.suppress(ProcessLookupError):
         os.kill(victim.pid, signal.SIGKILL)
