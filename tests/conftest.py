@@ -19,7 +19,7 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 
-_NAMED = ("vllm", "prometheus", "object_storage")
+_NAMED = ("vllm", "prometheus", "object_storage", "distributed")
 """Folders whose tests need more than `make env` installs."""
 
 

@@ -1,12 +1,12 @@
-"""A real Airflow on this machine: SQLite, one scheduler, API server, DAG processor and triggerer.
+"""A real Airflow on this machine: one scheduler, API server, DAG processor and triggerer; SQLite unless told otherwise.
 
 Owns its settings and its life. What happens inside it is asked through ``airflow_rest``; processes are
-``program``'s. Everything it writes lies below its home:
+``program``'s; workers on Celery are ``celery_airflow``'s. Everything it writes lies below its home:
 
 ::
 
     {home}/airflow.cfg          every setting, so that `AIRFLOW_HOME={home} airflow …` works beside it
-    {home}/airflow.db           SQLite
+    {home}/airflow.db           SQLite, where no other database is named
     {home}/components/*.log     what the four components print
     {home}/logs/                the tasks' logs, as in any Airflow
     {home}/migrated-to          the Airflow version the database was migrated to
@@ -70,6 +70,7 @@ class LocalAirflow:
         env: Added to the environment of every component and so of every task, for example
             ``AIRFLOW_CONN_…`` or ``AIRFLOW__SECTION__KEY``. ``AIRFLOW…`` variables of this process are not
             passed on, so a developer's own Airflow cannot leak in.
+        database: SQLAlchemy's URL of the metadata database, which belongs to this home; None: SQLite in there.
         parallelism: Tasks that run at the same time.
         timeout_s: How long ``start`` waits for healthy; a busy machine has taken two minutes.
         stop_patience_s: How long running tasks may go on when it stops, before they get a SIGTERM.
@@ -82,6 +83,7 @@ class LocalAirflow:
         dags: Path,
         *,
         env: Mapping[str, str] | None = None,
+        database: str | None = None,
         parallelism: int = 4,
         timeout_s: float = 180.0,
         stop_patience_s: float = 3.0,
@@ -93,6 +95,7 @@ class LocalAirflow:
         self.url = f"http://127.0.0.1:{self.port}"
         self.rest = AirflowRest(self.url)
         self._extra_env = dict(env or {})
+        self._database = database
         self._parallelism = parallelism
         self._timeout_s = timeout_s
         self._stop_patience_s = stop_patience_s
@@ -182,16 +185,7 @@ class LocalAirflow:
     def start_component(self, name: str) -> None:
         """Start one component, for example after it was killed."""
         self.stop_component(name)
-        program = Program(
-            name=f"airflow {name}",
-            argv=[sys.executable, "-m", "airflow", *COMPONENTS[name]],
-            cwd=self.home,
-            log_path=self.home / "components" / f"{name}.log",
-            env=self.environment(),
-        )
-        program.start()
-        self._programs[name] = program
-        write_records(self._records, self._all_programs())
+        self._start_program(name, COMPONENTS[name])
 
     def task_processes(self) -> list[psutil.Process]:
         """The processes that run task code now: the ones to ``kill -9`` in a test."""
@@ -207,6 +201,19 @@ class LocalAirflow:
 
     def _all_programs(self) -> list[Program]:
         return [*self._programs.values(), *self._orphaned]
+
+    def _start_program(self, name: str, arguments: Sequence[str]) -> Program:
+        program = Program(
+            name=f"airflow {name}",
+            argv=[sys.executable, "-m", "airflow", *arguments],
+            cwd=self.home,
+            log_path=self.home / "components" / f"{name}.log",
+            env=self.environment(),
+        )
+        program.start()
+        self._programs[name] = program
+        write_records(self._records, self._all_programs())
+        return program
 
     @property
     def _records(self) -> Path:
@@ -253,7 +260,8 @@ class LocalAirflow:
                 "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             },
             "database": {
-                "sql_alchemy_conn": f"sqlite:///{self.home / 'airflow.db'}?timeout=30",  # 5 s are few on a busy machine
+                # readers wait for a writer for so long: the 5 s by default are few on a busy machine
+                "sql_alchemy_conn": self._database or f"sqlite:///{self.home / 'airflow.db'}?timeout=30",
                 "load_default_connections": "False",
             },
             "logging": {"base_log_folder": str(self.home / "logs")},
@@ -302,9 +310,10 @@ class LocalAirflow:
         if result.returncode != 0:
             tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-30:])
             raise ProgramError(f"airflow db migrate failed. Its log, {log_path}, ends with:\n{tail}")
-        # readers and the writer stop waiting for each other; the mode stays with the file
-        with closing(sqlite3.connect(self.home / "airflow.db")) as database:
-            database.execute("PRAGMA journal_mode=WAL")
+        if self._database is None:
+            # readers and the writer stop waiting for each other; the mode stays with the file
+            with closing(sqlite3.connect(self.home / "airflow.db")) as database:
+                database.execute("PRAGMA journal_mode=WAL")
         stamp.write_text(version)
 
     def _wait_until_healthy(self, started_at: datetime, names: Sequence[str]) -> None:

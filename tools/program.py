@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 from contextlib import suppress
@@ -21,11 +22,12 @@ from typing import TYPE_CHECKING
 import psutil  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 POLL_S = 0.1
 KILL_PATIENCE_S = 5.0
 CREATE_TIME_SLACK_S = 1.0  # psutil computes it from boot time and clock ticks
+FREEZE_ROUNDS = 20  # each finds what was begun while the one before was being stopped; two are enough
 
 
 class ProgramError(RuntimeError):
@@ -127,6 +129,29 @@ class Program:
             self._process.kill()
             self._process.wait(KILL_PATIENCE_S)
 
+    def freeze(self) -> None:
+        """SIGSTOP to all of it, until :meth:`thaw`: nothing of it does anything any more, nor sees another die."""
+        stopped: set[psutil.Process] = set()
+        for _ in range(FREEZE_ROUNDS):
+            fresh = set(self.processes()) - stopped
+            if not fresh:
+                return
+            _send(fresh, signal.SIGSTOP)
+            stopped |= fresh
+        raise ProgramError(f"{self.name} begins processes faster than they can be stopped")
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        _send(self.processes(), signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End all of it at once, as a machine ends that is lost: no process of it outlives another by a moment."""
+        if self._process is None:
+            return
+        self.freeze()
+        _send(self.processes(), signal.SIGKILL)
+        self.stop(patience_s=KILL_PATIENCE_S)
+
     def record(self) -> dict[str, object]:
         """What a later start needs to find the leftovers of this one."""
         return {"name": self.name, "sid": self.pid, "created": self._created}
@@ -149,6 +174,12 @@ def is_alive(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
+
+
+def _send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.send_signal(number)
 
 
 def session_members(sid: int) -> list[psutil.Process]:

@@ -98,6 +98,40 @@ def test_leftovers_of_a_killed_owner_are_found_and_ended(tmp_path: Path) -> None
     assert end_leftovers(tmp_path / "processes.json") == []
 
 
+COUNTS = """
+import os, time
+os.fork()
+while True:
+    os.write(1, b".")
+    time.sleep(0.01)
+"""
+
+
+def test_a_frozen_program_stands_still_and_a_killed_one_is_gone(tmp_path: Path) -> None:
+    program = Program(name="counter", argv=[sys.executable, "-c", COUNTS], cwd=tmp_path, log_path=tmp_path / "log")
+    program.start()
+
+    def writes() -> bool:
+        before = program.log_path.stat().st_size
+        time.sleep(0.3)
+        return program.log_path.stat().st_size > before
+
+    try:
+        deadline = time.monotonic() + 30
+        while len(program.processes()) < 2:
+            assert time.monotonic() < deadline
+        assert writes()
+        program.freeze()
+        assert not writes()
+        program.thaw()
+        assert writes()
+        members = program.processes()
+        program.kill()
+        assert not [process for process in members if is_alive(process)]
+    finally:
+        program.stop(patience_s=5)
+
+
 def test_a_process_that_only_bears_a_recorded_number_is_left_alone(tmp_path: Path) -> None:
     stranger = Program(
         name="stranger",

@@ -1,0 +1,1 @@
+"""One run on several Celery workers: how much faster four are than one."""
