@@ -116,7 +116,7 @@ def test_a_worker_whose_tasks_are_told_to_stop_too_journals_what_it_has(
 ) -> None:
     """As the init of a container does, unless it is told otherwise, that hands SIGTERM on to a whole group."""
     rows, results = FEW_CHUNKS * CHUNK_ROWS, tmp_path / "results"
-    set_state(stub_url, delay_s=0.1)
+    set_state(stub_url, delay_s=0.5)  # a share must not end before its supervisor has handed the signal on
     try:
         run_id = begin(celery, tmp_path, results, rows=rows)
         told = freeze_one_at_work(celery, run_id, results, asked, of=rows // min(SHARES, FEW_CHUNKS))
