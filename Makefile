@@ -22,6 +22,7 @@ UV_VERSION := 0.13.9
 DOCUMENTS ?=
 ARGS ?=
 ROWS ?= 200000
+SLOW := test_release.py test_acts.py test_acts_on_groups.py
 
 # uv does not read pip's configuration; an index that only pip knows is handed on.
 UV_DEFAULT_INDEX ?= $(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null)
@@ -42,7 +43,7 @@ airflow: $(INSTALLED) ## the demo's Airflow and model, up until Ctrl-C, to look 
 	@$(BIN)/python -m tools.demo --stay
 
 test: check ## everything but what is slow: check, then the tests on a real Airflow
-	$(BIN)/pytest tests/integration tests/system --ignore tests/system/test_release.py
+	$(BIN)/pytest tests/integration tests/system $(addprefix --ignore tests/system/,$(SLOW))
 
 check: $(INSTALLED) ## the fast part: lint, format, types, import contracts, unit and property tests
 	$(BIN)/ruff check
@@ -51,8 +52,8 @@ check: $(INSTALLED) ## the fast part: lint, format, types, import contracts, uni
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/unit tests/property
 
-test-release: $(INSTALLED) ## nights, hold switch, pools and old runs on a real Airflow (8 minutes, most of it waiting)
-	$(BIN)/pytest tests/system/test_release.py
+test-release: $(INSTALLED) ## nights, hold switch, pools, old runs; clears, marks and restarts, on a real Airflow (12 minutes, most of it waiting)
+	$(BIN)/pytest $(addprefix tests/system/,$(SLOW))
 
 test-prometheus: $(INSTALLED) $(INSTALLED_PROMETHEUS) ## latency through a real Prometheus (19 MB the first time)
 	$(BIN)/pytest tests/prometheus
