@@ -256,14 +256,18 @@ class Engine:
 
     def _planned(self, at_s: float) -> Plan | None:
         """The next step put together, with what that did to others; None if there is nothing to do."""
-        plan = self._scheduler.plan()
-        self.totals.prefix_queries += plan.prefix_queries
-        self.totals.prefix_hits += plan.prefix_hits
-        self.totals.preemptions += len(plan.preempted)
-        self._events.extend(
-            Preempted(sequence.request.request_id, at_s) for sequence in plan.preempted if not sequence.aborted
-        )
-        return plan if plan.tokens else None
+        while True:
+            plan = self._scheduler.plan()
+            self.totals.prefix_queries += plan.prefix_queries
+            self.totals.prefix_hits += plan.prefix_hits
+            self.totals.preemptions += len(plan.preempted)
+            self._events.extend(
+                Preempted(sequence.request.request_id, at_s) for sequence in plan.preempted if not sequence.aborted
+            )
+            if plan.tokens:
+                return plan
+            if not plan.preempted:  # else a step without tokens, which takes no time: whoever is left goes next
+                return None
 
     def _end(self, step: _Step) -> None:
         """Hand out what the step made, and free what is no longer needed."""

@@ -6,7 +6,7 @@ from itertools import pairwise, permutations
 from typing import Any
 
 import pytest
-from engine_driver import EVEN, check, play
+from engine_driver import EVEN, ask, check, play, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,3 +146,12 @@ def test_the_check_itself_sees_a_leak():
     engine._scheduler.kv._blank -= 1
     with pytest.raises(AssertionError, match="a block was lost or made"):
         check(engine)
+
+
+def test_a_sequence_that_gives_way_to_itself_leaves_the_others_to_go_on():
+    """The first that runs needs a block, and is the least urgent: its step holds nothing, the next one the others."""
+    requests = [ask("long", 13, 21), ask("urgent", 1, 19, priority=-1)]
+    engine = Engine(spec(max_num_batched_tokens=7, max_model_len=60, block_size=16, num_blocks=5, policy="priority"))
+    story = play(engine, [(0.0, requests[0]), (3.0, requests[1])])
+    assert story.preempted == ["long"]
+    assert {name: end.generated_tokens for name, end in story.ends.items()} == {"long": 21, "urgent": 19}
