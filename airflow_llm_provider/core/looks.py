@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airflow_llm_provider.core.load import Load
 
 LOOKS_PER_S = 80.0
-"""Most often that one task looks: a look takes the client 0.3 to 0.5 ms of CPU."""
+"""Most often that one task looks: a look takes the client 0.2 to 0.5 ms of CPU."""
 
 SPARE_LOOKS_PER_S = 50.0
 """The same where `SPARE` slots or more are free: whoever comes next finds one. In virtual time p95 is the same, for a
