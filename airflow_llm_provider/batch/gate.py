@@ -109,7 +109,7 @@ class Gate:
         dispatcher: says what is in flight there, and what still fits.
         ledger: says what has settled.
         name: the server's, for the log; empty where there is only one.
-        shift: after so long, or twice that where no row has settled, the worker is given back for a moment; None: never.
+        shift: after so long, or twice that where no row has settled, the worker is given back for a while; None: never.
         remaining_s: estimates the time the rest takes; None where nobody knows.
         now: the wall clock.
     """
