@@ -1,7 +1,7 @@
 """Rows from the source to the dispatcher, just ahead of need.
 
-Owns how far ahead is read: by rows queued, and by rows of open chunks, which is what memory is spent on. Does not know
-what is sent when.
+Owns how far ahead is read: by rows and bytes queued, and by rows and bytes of open chunks, which memory is spent on.
+Does not know what is sent when.
 """
 
 from __future__ import annotations
@@ -31,6 +31,15 @@ log = logging.getLogger(__name__)
 
 BLOCK_ROWS = 128
 """Rows read and rendered per visit to a thread: enough to make the visit cheap, few enough to share the GIL."""
+
+BLOCK_BYTES = 4 << 20
+"""Of request bodies, after which a visit ends early: rows may be megabytes each."""
+
+AHEAD_BYTES = 64 << 20
+"""Of request bodies that wait for their turn: no more is read while there are so many, however few the rows."""
+
+OPEN_BYTES = 256 << 20
+"""Of settled rows in open chunks: no other chunk is opened while there are so many. A single one may hold more."""
 
 
 class Feeder:
@@ -71,7 +80,7 @@ class Feeder:
 
     def wake_if_low(self) -> None:
         """Read on, where the queue runs low."""
-        if not self.exhausted and self._dispatcher.queued < self._low_water():
+        if not self.exhausted and not self._enough():
             self._wanted.set()
 
     async def run(self) -> None:
@@ -98,7 +107,7 @@ class Feeder:
                 self._recorder.errored(bad, RowError("malformed_row", bad.message), attempts=0)
             self._dispatcher.feed(block[0])
             self._fed()
-            while self._dispatcher.queued >= self._low_water():
+            while self._enough():
                 self._wanted.clear()
                 await self._wanted.wait()
 
@@ -107,7 +116,7 @@ class Feeder:
     ) -> tuple[list[RowRequest], list[BadRow]] | None:
         requests: list[RowRequest] = []
         bad: list[BadRow] = []
-        seen = 0
+        seen = size_bytes = 0
         for row in islice(rows, BLOCK_ROWS):
             seen += 1
             if row.index in settled:
@@ -117,14 +126,21 @@ class Feeder:
                 bad.append(prepared)
             else:
                 requests.append(prepared)
+                size_bytes += len(prepared.body)
+                if size_bytes >= BLOCK_BYTES:
+                    break
         return (requests, bad) if seen else None
 
     async def _room_for(self, chunk: Chunk) -> None:
         """Wait for a commit while too many chunks are open: a row in its back-off must not let memory grow."""
         most_rows = 4 * self._ledger.plan.chunk_rows + 4 * self._dispatcher.limit
-        while self._ledger.open and self._ledger.open_rows + chunk.rows > most_rows:
+        while self._ledger.open and (
+            self._ledger.open_rows + chunk.rows > most_rows or self._ledger.open_bytes >= OPEN_BYTES
+        ):
             self._recorder.committed.clear()
             await self._recorder.committed.wait()
 
-    def _low_water(self) -> int:
-        return max(BLOCK_ROWS, 2 * self._dispatcher.limit)
+    def _enough(self) -> bool:
+        """Whether enough rows wait for now."""
+        low_water = max(BLOCK_ROWS, 2 * self._dispatcher.limit)
+        return self._dispatcher.queued >= low_water or self._dispatcher.ready_bytes >= AHEAD_BYTES

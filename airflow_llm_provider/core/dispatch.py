@@ -86,6 +86,11 @@ class Dispatcher:
         return len(self._queue)
 
     @property
+    def ready_bytes(self) -> int:
+        """Of the bodies of rows that wait for their turn."""
+        return self._queue.ready_bytes
+
+    @property
     def begun(self) -> bool:
         """Whether a row waits of which slices are kept."""
         return self._queue.begun

@@ -82,6 +82,11 @@ class SettledLine:
     usage: Usage
     dead_letter: bytes | None = None
 
+    @property
+    def size_bytes(self) -> int:
+        """What it holds of memory, its dead letter included."""
+        return len(self.line) + len(self.dead_letter or b"")
+
 
 @dataclass(slots=True)
 class OpenChunk:
@@ -121,6 +126,7 @@ class Ledger:
 
     Attributes:
         total_rows: of these chunks.
+        open_bytes: what the settled rows of open chunks hold of memory.
     """
 
     def __init__(self, plan: ChunkPlan, committed: Mapping[int, ChunkSummary], chunks: range | None = None) -> None:
@@ -129,6 +135,7 @@ class Ledger:
         self.total_rows = plan.rows_of(self._chunks)
         self.committed: dict[int, ChunkSummary] = dict(committed)
         self.open: dict[int, OpenChunk] = {}
+        self.open_bytes = 0
         self.totals = Totals()
         self.settled_here = Totals()
         """Of these, what this try settled; its pace says nothing of what it found."""
@@ -147,6 +154,7 @@ class Ledger:
         for index, settled in journalled.items():
             if chunk.first_index <= index < last:
                 opened.settled[index] = settled
+                self.open_bytes += settled.size_bytes
                 self._count(settled)
         self.open[chunk.number] = opened
         return opened
@@ -162,6 +170,7 @@ class Ledger:
             raise ValueError(f"row {index} settled twice")
         opened.settled[index] = settled
         opened.unjournalled.append(index)
+        self.open_bytes += settled.size_bytes
         self.unjournalled_rows += 1
         self._count(settled)
         self._count(settled, self.settled_here)
@@ -182,6 +191,7 @@ class Ledger:
         self.unjournalled_rows -= len(opened.unjournalled)
         self.committed[summary.number] = summary
         for settled in opened.settled.values():
+            self.open_bytes -= settled.size_bytes
             self._count(settled, times=-1)
         self._add(summary)
 
@@ -192,7 +202,7 @@ class Ledger:
 
     @property
     def open_rows(self) -> int:
-        """Rows in open chunks: what memory is spent on."""
+        """Rows in open chunks, settled or not."""
         return sum(opened.chunk.rows for opened in self.open.values())
 
     def _add(self, summary: ChunkSummary) -> None:

@@ -76,9 +76,14 @@ class Ticket:
 
 
 class RowQueue:
-    """Tickets in the order in which they should go; those that go alone have a lane of their own."""
+    """Tickets in the order in which they should go; those that go alone have a lane of their own.
+
+    Attributes:
+        ready_bytes: of the bodies of rows that wait for their turn, back-offs not included.
+    """
 
     def __init__(self) -> None:
+        self.ready_bytes = 0
         self._ready: deque[Ticket] = deque()
         self._suspects: deque[Ticket] = deque()  # those that go alone
         self._alone: Ticket | None = None  # the one of them that is in flight
@@ -96,15 +101,19 @@ class RowQueue:
 
     def feed(self, requests: Iterable[RowRequest]) -> None:
         """Take in new rows, behind all others."""
-        self._ready.extend(Ticket(request) for request in requests)
+        for request in requests:
+            self._ready.append(Ticket(request))
+            self.ready_bytes += len(request.body)
 
     def first(self, ticket: Ticket) -> None:
         """Have it go again before others."""
         self._lane(ticket).appendleft(ticket)
+        self.ready_bytes += len(ticket.request.body)
 
     def last(self, ticket: Ticket) -> None:
         """Have it go again after others."""
         self._lane(ticket).append(ticket)
+        self.ready_bytes += len(ticket.request.body)
 
     def later(self, ticket: Ticket, due_s: float) -> None:
         """Have it go again at `due_s` (monotonic seconds), after those that are waiting then."""
@@ -125,7 +134,7 @@ class RowQueue:
 
     def take_head(self) -> list[Ticket]:
         """The head, if there is one."""
-        return [self._ready.popleft()] if self._ready else self.take(1)
+        return [self._taken(self._ready)] if self._ready else self.take(1)
 
     def take(self, room: int, *, idle: bool = False, begun: bool = False) -> list[Ticket]:
         """Tickets for `room` sequences, at most one of them of those that go alone.
@@ -137,7 +146,7 @@ class RowQueue:
         """
         tickets: list[Ticket] = []
         if room > 0 and self._suspects and self._alone is None and not begun:
-            self._alone = self._suspects.popleft()
+            self._alone = self._taken(self._suspects)
             tickets.append(self._alone)
             room -= self._alone.request.sequences
         while self._ready and room > 0:
@@ -146,7 +155,7 @@ class RowQueue:
             sequences = self._ready[0].request.sequences
             if sequences > room and (tickets or not idle):
                 break
-            tickets.append(self._ready.popleft())
+            tickets.append(self._taken(self._ready))
             room -= sequences
         return tickets
 
@@ -154,6 +163,11 @@ class RowQueue:
         """It is not in flight any more, however it ended."""
         if ticket is self._alone:
             self._alone = None
+
+    def _taken(self, lane: deque[Ticket]) -> Ticket:
+        ticket = lane.popleft()
+        self.ready_bytes -= len(ticket.request.body)
+        return ticket
 
     def _lane(self, ticket: Ticket) -> deque[Ticket]:
         return self._suspects if ticket.goes_alone else self._ready

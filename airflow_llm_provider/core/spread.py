@@ -44,6 +44,11 @@ class Spread:
         return len(self._queue)
 
     @property
+    def ready_bytes(self) -> int:
+        """Of the bodies of rows that wait for their turn."""
+        return self._queue.ready_bytes
+
+    @property
     def in_flight(self) -> int:
         """Requests in flight, over all servers."""
         return sum(each.in_flight for each in self.dispatchers)

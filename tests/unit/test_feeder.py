@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from dispatch_model import dispatcher
 
+from airflow_llm_provider.batch import feeder
 from airflow_llm_provider.batch.feeder import BLOCK_ROWS, Feeder
 from airflow_llm_provider.batch.prepare import Preparer
 from airflow_llm_provider.batch.recorder import Recorder
@@ -42,7 +43,7 @@ class Rig:
         journal = Journal(store, FINGERPRINT, "try", ())
         parts = Parts(store, FINGERPRINT, "try")
         self.recorder = Recorder(self.ledger, journal, parts, flush_rows=10, flush_interval_s=0.01)
-        self.most_queued = self.most_open_rows = 0
+        self.most_queued = self.most_open_rows = self.most_ready_bytes = 0
         self.news = asyncio.Event()
         self.feeder = Feeder(
             source=source,
@@ -57,6 +58,7 @@ class Rig:
 
     def _fed(self) -> None:
         self.most_queued = max(self.most_queued, self.dispatcher.queued)
+        self.most_ready_bytes = max(self.most_ready_bytes, self.dispatcher.ready_bytes)
         self.most_open_rows = max(self.most_open_rows, self.ledger.open_rows)
         self.news.set()
 
@@ -142,6 +144,53 @@ async def test_a_row_that_never_comes_back_does_not_let_memory_grow(tmp_path: Pa
             rig.answer(rig.take())
             await asyncio.sleep(0)
     assert rig.ledger.totals.done == 1000 - rig.dispatcher.queued - rig.dispatcher.in_flight
+
+
+async def test_large_rows_are_read_ahead_by_bytes(
+    tmp_path: Path, running: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeder, "BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(feeder, "AHEAD_BYTES", 50_000)
+    rows = [*texts(300), *({"text": "x" * 5_000} for _ in range(300)), *texts(300)]
+    rig = Rig(tmp_path, rows=rows, chunk_rows=100, limit=8)
+    running += [asyncio.create_task(rig.feeder.run()), asyncio.create_task(rig.recorder.run())]
+    order: list[int] = []
+    async with asyncio.timeout(60):
+        while len(order) < len(rows):
+            if tickets := rig.take():
+                order += [ticket.request.index for ticket in tickets]
+                rig.answer(tickets)
+            else:
+                await asyncio.sleep(0)
+            if len(order) == 320:
+                await rig.until_stuck()  # by bytes, with ten rows where by their number there would be 128
+                assert rig.dispatcher.queued < 20
+    assert order == list(range(len(rows)))
+    assert 50_000 <= rig.most_ready_bytes < 50_000 + 20_000 + 6_000
+    assert rig.dispatcher.ready_bytes == 0
+
+
+async def test_large_answers_keep_chunks_from_being_opened(
+    tmp_path: Path, running: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeder, "OPEN_BYTES", 1_000)  # half a dozen of the rig's answers
+    rig = Rig(tmp_path, rows=texts(1000), chunk_rows=50, limit=2)
+    running += [asyncio.create_task(rig.feeder.run()), asyncio.create_task(rig.recorder.run())]
+    await rig.until_stuck()
+    stuck, *rest = rig.take()
+    rig.answer(rest)
+    for _ in range(3000):
+        rig.answer(rig.take())
+        await asyncio.sleep(0)
+    await rig.until_stuck()
+    rig.answer(rig.take())
+    assert rig.ledger.totals.done == 149  # of the chunks that were open before there were too many bytes
+    rig.answer([stuck])
+    async with asyncio.timeout(60):
+        while not rig.feeder.exhausted or rig.ledger.open:
+            rig.answer(rig.take())
+            await asyncio.sleep(0)
+    assert rig.ledger.open_bytes == 0
 
 
 async def test_bad_rows_settle_without_being_sent(tmp_path: Path, running: list[Any]) -> None:

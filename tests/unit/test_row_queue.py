@@ -134,3 +134,23 @@ def test_what_has_begun_is_taken_as_far_as_it_stands_first() -> None:
     for ticket in (tickets[1], tickets[0], tickets[2]):
         made.first(ticket)
     assert indices(made.take(4, begun=True)) == [2, 0], "what began anew has not, whatever slices it had"
+
+
+def test_bytes_of_ready_rows_are_counted_wherever_a_row_goes() -> None:
+    made, suspects = with_suspects(2, 3)
+    each = len(suspects[0].request.body)
+    assert made.ready_bytes == 5 * each
+    alone, *others = made.take(3)
+    assert made.ready_bytes == 2 * each
+    made.landed(alone)
+    made.first(alone)
+    made.later(others[0], due_s=5)
+    made.last(others[1])
+    assert made.ready_bytes == 4 * each
+    assert made.due_s(5) is None
+    assert made.ready_bytes == 5 * each
+    made.take_head()
+    while tickets := made.take(1):
+        made.landed(tickets[0])
+    assert made.ready_bytes == 0
+    assert len(made) == 0
