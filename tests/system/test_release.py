@@ -161,6 +161,42 @@ def test_the_hold_switch_stops_what_runs_and_keeps_what_waits(
     assert "the connection's hold switch is set: new GPUs are put in" in log
 
 
+def test_the_hold_switch_sends_the_shares_of_a_group_to_the_triggerer(
+    llm_airflow: LocalAirflow, llm_stub: StubProcess, tmp_path: Path
+) -> None:
+    """They come back when it is off again, each to its own rows, and spend no retry."""
+    rest, shares, each = llm_airflow.rest, range(4), 60
+    llm_stub.state(delay_s=0.5)
+    source, results = write_rows(tmp_path / "rows.jsonl", len(shares) * each), tmp_path / "results"
+    connect(llm_airflow, "vllm_held_group", llm_stub)
+    rest.wait_for_dag("held_group")
+    before = llm_stub.tally()["received"]
+    run_id = rest.trigger("held_group", conf={"source": source, "result_path": str(results)})
+    wait_for("the first requests", lambda: llm_stub.tally()["received"] > before + 8 or None, timeout_s=90)
+    connect(llm_airflow, "vllm_held_group", llm_stub, hold="new GPUs are put in")
+
+    def tasks() -> list[Any]:
+        return [rest.task("held_group", run_id, "batch.work", map_index=share) for share in shares]
+
+    def all_deferred() -> bool | None:
+        return True if {task.state for task in tasks()} == {"deferred"} else None
+
+    wait_for("all shares to wait", all_deferred, timeout_s=90)
+    sent = llm_stub.tally()["received"] - before
+    assert not llm_airflow.task_processes(), "a worker waits"
+    time.sleep(8)
+    assert all_deferred()
+    assert llm_stub.tally()["received"] - before == sent < len(shares) * each
+    connect(llm_airflow, "vllm_held_group", llm_stub)
+    assert rest.wait_for_run("held_group", run_id, timeout_s=180) == "success"
+    assert landed(results) == list(range(len(shares) * each))
+    assert {task.try_number for task in tasks()} == {1}
+    again = llm_stub.tally()["received"] - before - len(shares) * each
+    assert 0 <= again <= 2 * len(shares), "more was asked twice than was in flight"
+    log = rest.task_log_text("held_group", run_id, "batch.work", map_index=0, try_number=1)
+    assert "the connection's hold switch is set: new GPUs are put in" in log
+
+
 def quiet(stub: StubProcess) -> bool | None:
     """Whether nothing comes for two seconds."""
     first = stub.tally()

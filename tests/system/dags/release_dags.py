@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param
 
+from airflow_llm_provider.operators.batch_group import LLMBatchGroup
 from airflow_llm_provider.operators.llm_batch import LLMBatchOperator
 from airflow_llm_provider.sensors.release import OffPeakWindowSensor
 
@@ -43,6 +44,19 @@ with DAG(dag_id="held", schedule=None, params=PARAMS):
         result_path="{{ params.result_path }}",
         max_in_flight=4,
         pool="nights",
+        retries=0,
+    )
+
+with DAG(dag_id="held_group", schedule=None, params=PARAMS):
+    LLMBatchGroup(
+        "batch",
+        shares=4,
+        vllm_conn_id="vllm_held_group",
+        source="{{ params.source }}",
+        prompt="Say {{ row.text }}",
+        result_path="{{ params.result_path }}",
+        max_in_flight=2,
+        chunk_rows=30,
         retries=0,
     )
 
