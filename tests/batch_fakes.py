@@ -91,6 +91,13 @@ def run(job: BatchJob, store: RunStore, stop: StopSwitch | None = None) -> dict[
     return Try(job, store, stop)()
 
 
+def dead_letter(folder: Path) -> Path:
+    """Where the run's dead letters lie, once it is finished: `missing` where there are none."""
+    found = [*folder.glob("dead-letter*")]
+    assert len(found) <= 1
+    return found[0] if found else folder / "missing"
+
+
 def part_lines(folder: Path, pattern: str = "part-*.jsonl") -> list[dict[str, Any]]:
     """Every line of every part, in the parts' order."""
     return [json.loads(line) for part in sorted(folder.glob(pattern)) for line in part.read_bytes().splitlines()]
@@ -168,16 +175,6 @@ class KilledStore(RunStore):
         if self._killed_here() and self.how != "after":
             raise StorageError(f"killed {self.how} writing {name}")
         super().write_from(name, pieces)
-        self._die_after()
-
-    def delete_folder(self, prefix: str) -> None:
-        if self._killed_here() and self.how != "after":
-            if self.how == "half":
-                names = list(self.list(prefix))
-                for name in names[::2]:
-                    super()._delete(name)
-            raise StorageError(f"killed {self.how} deleting {prefix}")
-        super().delete_folder(prefix)
         self._die_after()
 
     def _delete(self, name: str) -> None:

@@ -36,7 +36,7 @@ def finish(job: BatchJob, document: RunDocument, store: RunStore, *, ledger: Led
     errored = ledger.totals.errored
     if errored:
         parts.assemble_dead_letters(ledger.committed, listing)
-    parts.remove_foreign(listing)
+    opening.remove_foreign(store, listing, document.fingerprint)
     now = utc_now()
     age = now - datetime.fromisoformat(document.created_at)
     built = manifest.build(

@@ -148,7 +148,7 @@ class JobRun:
 
     def _begun_anew_if_asked(self) -> dict[str, Any]:
         job = self._job
-        found = opening.find(self._store, job.identity, must_exist=job.must_exist and not job.rerun)
+        found = opening.find(self._store, job.identity, must_exist=job.must_exist)
         self._anew = found
         try:
             return self._begin_or_go_on(found)
@@ -174,7 +174,7 @@ class JobRun:
         self._check_source(document, may_be_gone=True)
         when = found.manifest["finished_at"]
         log.info("This run finished at %s; nothing is sent. rerun=True does it again", when)
-        self._tidy(lambda: self._take(found))
+        self._tidy(document, lambda: self._take(found))
         return found.manifest
 
     def _take(self, found: opening.Found) -> dict[str, Any] | None:
@@ -198,16 +198,17 @@ class JobRun:
             )
         return now.manifest
 
-    def _tidy(self, take: Callable[[], object]) -> None:
+    def _tidy(self, document: RunDocument, take: Callable[[], object]) -> None:
         """Remove what a finished run needs no more; what can't be removed may stay.
 
         Args:
+            document: the run's.
             take: takes the lease, where it is not held.
         """
         try:
-            if not opening.is_tidy(self._store):
+            if left := opening.untidy(self._store, document.fingerprint):
                 take()
-                opening.tidy(self._store)
+                opening.tidy(self._store, left)
                 self._lease.release()
         except (RunStoppedError, StorageError) as error:
             log.info("What only a resume would have needed stays there: %s", error)
@@ -294,7 +295,10 @@ class JobRun:
         )
         if after is None:
             opening.begin(self._store, document)
-            self._lease.take(utc_now())
+            self._anew = opening.Found(document, None)
+            manifest = self._take(self._anew)
+            if manifest is not None:
+                return self._finished_by_another(document, manifest)
         else:
             self._take(found)
             log.warning("Beginning anew; what lies at %s is removed. Why: %s", self._store.uri, why)
@@ -315,9 +319,7 @@ class JobRun:
         """Go on with the run that lies there, once no other try writes to it any more."""
         manifest = self._take(found)
         if manifest is not None:
-            log.info("Another try finished this run while this one was getting ready")
-            self._tidy(lambda: None)
-            return manifest
+            return self._finished_by_another(document, manifest)
         opened = self._open(document) if document.state == "open" else None
         if opened is not None and opened.ledger.finished:
             self._check_source(document, may_be_gone=True)
@@ -337,6 +339,11 @@ class JobRun:
             self._anew = opening.Found(document, None)
             opened = self._open(document)
         return self._work(opened)
+
+    def _finished_by_another(self, document: RunDocument, manifest: dict[str, Any]) -> dict[str, Any]:
+        log.info("Another try finished this run while this one was getting ready")
+        self._tidy(document, lambda: None)
+        return manifest
 
     def _await_release(self, earlier: Earlier) -> None:
         """Wait a little for window and switch; raises RunHeld where it would be long. Latency is the gate's to see."""
@@ -406,9 +413,10 @@ class JobRun:
             except RetryLaterError as error:
                 error.settled = opened.ledger.settled_here.done
                 raise
+            self._check_source(opened.document, may_be_gone=True)  # what was read since may be another input's
         return self._finish(opened)
 
     def _finish(self, opened: Opened) -> dict[str, Any]:
         finished = finish(self._job, opened.document, self._store, ledger=opened.ledger, parts=opened.parts)
-        self._tidy(lambda: None)
+        self._tidy(opened.document, lambda: None)
         return finished

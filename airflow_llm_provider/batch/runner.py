@@ -195,7 +195,7 @@ class Runner:
 
     def _check_tolerance(self) -> None:
         totals = self._ledger.totals
-        if totals.errored == self._errored_seen:
+        if totals.errored == self._errored_seen or totals.done == self._ledger.total_rows:  # the end is judged itself
             return
         self._errored_seen = totals.errored
         rows = self._ledger.plan.total_rows

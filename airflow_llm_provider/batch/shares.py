@@ -168,7 +168,7 @@ class _Plan(JobRun):
     def _resume(self, document: RunDocument, found: opening.Found) -> dict[str, Any]:
         manifest = self._take(found)
         if manifest is not None:
-            return manifest
+            return self._finished_by_another(document, manifest)
         if document.state == "open":
             self._check_source(document, may_be_gone=_load(document, self._store, self._try_token)[1].finished)
         else:
@@ -218,7 +218,10 @@ class _Share(JobRun):
                 f"{self._share}. Clear the task that plans it"
             )
         ended = self._resume(document, found)
-        return ended if "share" in ended else {"share": self._share}  # it is a manifest: others were faster
+        if "share" in ended:
+            return ended
+        self._lease.release()  # it is a manifest: others were faster
+        return {"share": self._share}
 
     def _check_shaping(self, document: RunDocument) -> None:
         try:
@@ -226,7 +229,7 @@ class _Share(JobRun):
         except StaleRunError as error:
             raise StaleRunError(f"{error}. Of a run in shares the task that plans it decides that: clear it") from None
 
-    def _tidy(self, take: Callable[[], object]) -> None:
+    def _tidy(self, document: RunDocument, take: Callable[[], object]) -> None:
         """Whoever assembles does that."""
 
     def _notes(self) -> RunStore:
@@ -267,7 +270,7 @@ class _Assembly(JobRun):
         _check_open(document, self._store)
         manifest = found.manifest
         if manifest is not None:
-            self._tidy(lambda: self._take(found))
+            self._tidy(document, lambda: self._take(found))
         else:
             manifest = self._take(found) or self._finish(self._open(document))
         return judge(self._job, manifest)

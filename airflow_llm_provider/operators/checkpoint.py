@@ -15,7 +15,7 @@ import orjson
 from airflow.configuration import conf
 
 from airflow_llm_provider.exceptions import ConfigurationError, StorageError
-from airflow_llm_provider.operators.marker import IN_AIRFLOW
+from airflow_llm_provider.operators.marker import IN_AIRFLOW, never_expire
 from airflow_llm_provider.storage import layout
 from airflow_llm_provider.storage.state_files import StateFiles
 from airflow_llm_provider.storage.store import RunStore
@@ -85,17 +85,15 @@ def open_store(uri: str, context: Context) -> RunStore:
 
 
 class _Lasting:
-    """Values that last as long as the DAG run: a run may wait for its window longer than Airflow keeps values.
+    """Values that last as long as the DAG run.
 
     Args:
         values: Airflow's accessor.
     """
 
     def __init__(self, values: Any) -> None:
-        from airflow.sdk import NEVER_EXPIRE  # type: ignore[attr-defined] # noqa: PLC0415 - from 3.3 on, in no stub
-
         self._values = values
-        self._retention = NEVER_EXPIRE
+        self._retention = never_expire()
 
     def get(self, key: str) -> Any:
         return self._values.get(key)
@@ -119,7 +117,7 @@ def hand_over(store: RunStore, context: Context) -> None:
     manifest = orjson.loads(data)
     results = [row for chunk in manifest["chunks"] for row in _lines(store, chunk["part"], rows=chunk["rows"])]
     errored = manifest["counts"]["errored"]
-    letters = _lines(store, layout.DEAD_LETTER, rows=errored) if errored else []
+    letters = _lines(store, layout.dead_letter(manifest["fingerprint"]), rows=errored) if errored else []
     push = context["ti"].xcom_push
     push(key=RESULTS, value=results)
     push(key=DEAD_LETTERS, value=letters)

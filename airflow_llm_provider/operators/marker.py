@@ -24,7 +24,7 @@ begin it anew on storage."""
 
 
 class RunMarker:
-    """The note of one task instance, over all its tries.
+    """The note of one task instance, over all its tries; it lasts as long as the DAG run.
 
     Args:
         context: Airflow's, of this try.
@@ -33,9 +33,14 @@ class RunMarker:
     def __init__(self, context: Context) -> None:
         self._store: Any = context.get("task_state_store")
         self._try_number = context["ti"].try_number
+        self._epoch = context["ti"].max_tries  # another one after a clear
 
     def expects(self, uri: str, *, rerun: bool) -> bool:
         """Whether a run must lie at `uri`.
+
+        Args:
+            uri: where.
+            rerun: a clear begins the run anew, wherever it was; a retry does not.
 
         Raises:
             RunMissingError: when the run was begun at another path, so that this one would do it all again.
@@ -45,17 +50,28 @@ class RunMarker:
             if self._store is None and self._try_number > 1:
                 log.info("Airflow before 3.3 keeps no note of a begun run: if none lies at %s, a new one begins", uri)
             return False
-        if str(noted).startswith(IN_AIRFLOW) and not uri.startswith(IN_AIRFLOW):
-            log.warning("This task began its run in Airflow, at %s; it begins anew at %s", noted, uri)
+        there = str(noted["uri"])
+        if there.startswith(IN_AIRFLOW) and not uri.startswith(IN_AIRFLOW):
+            log.warning("This task began its run in Airflow, at %s; it begins anew at %s", there, uri)
             return False
-        if noted != uri and not rerun:
+        if rerun and noted["epoch"] != self._epoch:
+            return False
+        if there != uri:
             raise RunMissingError(
-                f"An earlier try of this task began its run at {noted}, and result_path is {uri} now. Put it back "
-                "(it may not change from try to try), or set rerun=True to begin at the new path"
+                f"An earlier try of this task began its run at {there}, and result_path is {uri} now. Put it back "
+                "(it may not change from try to try), or set rerun=True and clear the task: then it begins there"
             )
-        return bool(noted == uri)
+        return True
 
     def set(self, uri: str) -> None:
         """Note that the run at `uri` is begun."""
-        if self._store is not None and self._store.get(_KEY) != uri:
-            self._store.set(_KEY, uri)
+        note = {"uri": uri, "epoch": self._epoch}
+        if self._store is not None and self._store.get(_KEY) != note:
+            self._store.set(_KEY, note, retention=never_expire())
+
+
+def never_expire() -> Any:
+    """What has Airflow keep a value as long as the DAG run: one may wait for its window longer than it keeps others."""
+    from airflow.sdk import NEVER_EXPIRE  # type: ignore[attr-defined] # noqa: PLC0415 - from 3.3 on, in no stub
+
+    return NEVER_EXPIRE

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
 import orjson
@@ -54,6 +54,7 @@ class JsonlSource:
         self._patterns = list(patterns)
         self._file_systems: list[Any] = []
         self._paths: list[str] = []
+        self._same: set[tuple[str, str]] = set()  # files of another version than was pinned, and the same content
         for pattern in patterns:
             fs, path = open_path(pattern, what="source")
             self._file_systems.append(fs)
@@ -112,10 +113,7 @@ class JsonlSource:
                 if may_be_gone:
                     continue
                 raise SourceError(f"{pinned['uri']} was part of this run's input and is gone. {_RESTART}")
-            if file.size_bytes != pinned["bytes"] or (
-                file.version != pinned["version"] and self._content_digest(file) != pinned["sha256"]
-            ):
-                raise SourceError(f"{pinned['uri']} has changed since this run began. {_RESTART}")
+            self._compare(file, pinned)
         return [
             f"{file.uri} came after this run began; it is left for the next run"
             for file in sorted(now.values(), key=lambda file: file.uri)
@@ -127,6 +125,7 @@ class JsonlSource:
         offset, line_number = chunk.offset, chunk.line
         for pinned in snapshot["files"][chunk.file :]:
             file = _File(pinned["uri"], pinned["path"], pinned["pattern"], pinned["bytes"], pinned["version"])
+            self._check_now(file, pinned)
             for _, number, line in self._lines(file, offset, line_number):
                 yield SourceRow(index, Position(file=file.uri, line=number), line)
                 index += 1
@@ -203,6 +202,33 @@ class JsonlSource:
         if offset:
             stream.seek(offset)
         return stream
+
+    def _check_now(self, file: _File, pinned: Mapping[str, Any]) -> None:
+        """Whether a pinned file is as it was, just before it is read on: its rows are found by their offsets.
+
+        Raises:
+            SourceError: it has changed, or is gone.
+            StorageError: that could not be found out.
+        """
+        fs = self._file_systems[file.pattern]
+        try:
+            fs.invalidate_cache(file.path)
+            info = fs.info(file.path)
+        except FileNotFoundError as error:
+            raise SourceError(f"{file.uri} was part of this run's input and is gone. {_RESTART}") from error
+        except Exception as error:  # whatever the store's client raises
+            raise storage_error(f"looking at {file.uri}", error) from error
+        self._compare(replace(file, size_bytes=int(info["size"] or 0), version=_version(info)), pinned)
+
+    def _compare(self, file: _File, pinned: Mapping[str, Any]) -> None:
+        """Whether `file`, as it is found now, has the content that was pinned; raises SourceError where it has not."""
+        if file.size_bytes == pinned["bytes"]:
+            if file.version == pinned["version"] or (file.path, file.version) in self._same:
+                return
+            if self._content_digest(file) == pinned["sha256"]:
+                self._same.add((file.path, file.version))
+                return
+        raise SourceError(f"{pinned['uri']} has changed since this run began. {_RESTART}")
 
     def _content_digest(self, file: _File) -> str:
         content = hashlib.sha256()

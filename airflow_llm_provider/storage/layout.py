@@ -3,7 +3,7 @@
 ::
 
     part-00000-<fingerprint>.jsonl    a committed chunk: rows in input order, one line per input index
-    dead-letter.jsonl                 rows that need a person: request, error, attempts
+    dead-letter-<fingerprint>.jsonl   rows that need a person: request, error, attempts
     manifest.json                     the run's summary, written last
     _run/run.json                     identity, fingerprint, source snapshot, chunk plan; before the first request
     _run/progress.json                overwritten every few seconds
@@ -17,7 +17,7 @@
 
 Owns the names. `docs/run-format.md` describes the contents. `<try>` is a token that each try makes for itself, so that
 two tries never write the same journal object; `<fingerprint>`, into which the generation goes, so that what a try of
-an earlier one writes late is never taken for this one's; `<part>` is of the part's SHA-256, so that letters and part
+an earlier one writes or removes late is never this one's; `<part>` is of the part's SHA-256, so that letters and part
 are always of the same try.
 """
 
@@ -27,18 +27,22 @@ import re
 
 FORMAT_VERSION = 1
 
+RUN_FOLDER = "_run"
 RUN = "_run/run.json"
 PROGRESS = "_run/progress.json"
 TRIES = "_run/tries.json"
 LEASE = "_run/lease.json"
 MANIFEST = "manifest.json"
-DEAD_LETTER = "dead-letter.jsonl"
 JOURNAL = "_run/journal"
 COMMITS = "_run/commits"
 DEAD = "_run/dead"
 SHARES = "_run/shares"
 
 _PART = re.compile(r"part-(\d{5,})-([0-9a-f]{12})\.jsonl")
+_DEAD_LETTER = re.compile(r"dead-letter-([0-9a-f]{12})\.jsonl")
+_FOR_RESUMES = re.compile(
+    r"(?:_run/shares/\d+/)?_run/(?:journal/\d+/([0-9a-f]{12})-|commits/([0-9a-f]{12})-|dead/\d+-([0-9a-f]{12})-).*"
+)
 
 
 def part(chunk: int, fingerprint: str) -> str:
@@ -50,6 +54,31 @@ def parse_part(name: str) -> tuple[int, str] | None:
     """Chunk number and fingerprint of a part's name; None for any other name."""
     match = _PART.fullmatch(name)
     return (int(match[1]), match[2]) if match else None
+
+
+def dead_letter(fingerprint: str) -> str:
+    """The dead letters of a finished run."""
+    return f"dead-letter-{fingerprint}.jsonl"
+
+
+def is_result(name: str) -> bool:
+    """Whether a run writes it for its readers."""
+    return name == MANIFEST or parse_part(name) is not None or _DEAD_LETTER.fullmatch(name) is not None
+
+
+def for_resumes(name: str) -> str | None:
+    """The fingerprint in the name of what only a resume needs: journal, commit records, a chunk's dead letters."""
+    match = _FOR_RESUMES.fullmatch(name)
+    return match[match.lastindex] if match and match.lastindex else None
+
+
+def fingerprint_of(name: str) -> str | None:
+    """The fingerprint in the name of what belongs to one generation alone; None for any other name."""
+    if (part := parse_part(name)) is not None:
+        return part[1]
+    if (match := _DEAD_LETTER.fullmatch(name)) is not None:
+        return match[1]
+    return for_resumes(name)
 
 
 def share(number: int) -> str:

@@ -43,7 +43,7 @@ def build(
         "served": document.served,
         "result_path": uri,
         "parts": f"{uri}/part-*-{document.fingerprint}.jsonl",
-        "dead_letter": f"{uri}/{layout.DEAD_LETTER}" if dead_letters else None,
+        "dead_letter": f"{uri}/{layout.dead_letter(document.fingerprint)}" if dead_letters else None,
         "chunks": [
             {"part": layout.part(number, document.fingerprint), **summary.as_dict()}
             for number, summary in sorted(ledger.committed.items())

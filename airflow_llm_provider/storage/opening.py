@@ -8,6 +8,10 @@ created where none lies, and whoever is about to remove or replace what lies the
 
 A restart writes a document of the next generation in state ``clearing``, removes what the generation before left, and
 writes it again as ``open``. Killed in between, the next try finds ``clearing`` and goes on with the removal.
+
+Between a look and a removal a try may stand still for hours while others restart the run, or finish it. So what is
+removed is told by the fingerprint in its name, which is of one generation alone: a restart removes others', an end its
+own.
 """
 
 from __future__ import annotations
@@ -22,10 +26,10 @@ from airflow_llm_provider.storage import layout
 from airflow_llm_provider.storage.document import RunDocument
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from airflow_llm_provider.core.identity import RunIdentity
     from airflow_llm_provider.storage.store import RunStore
-
-_FOR_RESUMES = (layout.JOURNAL, layout.COMMITS, layout.DEAD, layout.SHARES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +152,14 @@ def finish_clearing(store: RunStore, document: RunDocument) -> RunDocument:
         RunStoppedError: another try of this task has begun it anew meanwhile.
         StorageError: it could not all be removed.
     """
-    listing = store.list("")
     # The manifest goes first: while it stands, readers may rely on what it names.
-    written = (layout.MANIFEST, layout.DEAD_LETTER, layout.PROGRESS, layout.TRIES)
-    store.delete(name for name in written if name in listing)
-    store.delete(name for name in listing if layout.parse_part(name))
-    for folder in _FOR_RESUMES:
-        store.delete_folder(folder)
+    if _generation(store) != document.generation:
+        store.delete([layout.MANIFEST])
+    store.delete([layout.PROGRESS, layout.TRIES])
+    listing = store.list("")
+    store.delete(_foreign(listing, document.fingerprint))
+    store.delete(name for name in listing if name.startswith(layout.SHARES) and layout.for_resumes(name) is None)
+    store.prune(layout.RUN_FOLDER)
     opened = document.opened()
     confirm(store, opened)
     store.write(layout.RUN, opened.encode())
@@ -166,16 +171,20 @@ def finish(store: RunStore, manifest: dict[str, Any]) -> None:
     store.write(layout.MANIFEST, orjson.dumps(manifest, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_INDENT_2))
 
 
-def is_tidy(store: RunStore) -> bool:
-    """Whether nothing lies there that only a resume would have needed: a try may be killed at its very end."""
-    return not any(name.startswith((*_FOR_RESUMES, layout.LEASE, layout.TRIES)) for name in store.list("_run"))
+def remove_foreign(store: RunStore, listing: Iterable[str], fingerprint: str) -> None:
+    """Remove what bears another fingerprint: a try of an earlier generation may have written it late."""
+    store.delete(_foreign(listing, fingerprint))
 
 
-def tidy(store: RunStore) -> None:
-    """Remove what only a resume would have needed, of a finished run."""
-    for folder in _FOR_RESUMES:
-        store.delete_folder(folder)
-    store.delete([layout.TRIES])
+def untidy(store: RunStore, fingerprint: str) -> list[str]:
+    """What lies there that only a resume of this run would have needed: a try may be killed at its very end."""
+    return [name for name in store.list(layout.RUN_FOLDER) if _needed_no_more(name, fingerprint)]
+
+
+def tidy(store: RunStore, names: Iterable[str]) -> None:
+    """Remove what only a resume would have needed, of a finished run; the lease is the caller's."""
+    store.delete(name for name in names if name != layout.LEASE)
+    store.prune(layout.RUN_FOLDER)
     store.clear_scratch()
 
 
@@ -188,6 +197,16 @@ def _decode(store: RunStore, data: bytes, identity: RunIdentity) -> RunDocument:
             "task, or leave it out"
         )
     return document
+
+
+def _foreign(listing: Iterable[str], fingerprint: str) -> list[str]:
+    return [name for name in listing if layout.fingerprint_of(name) not in (None, fingerprint)]
+
+
+def _needed_no_more(name: str, fingerprint: str) -> bool:
+    if name.startswith(layout.SHARES) and layout.for_resumes(name) is None:
+        return True  # a share's lease and progress
+    return name in (layout.LEASE, layout.TRIES) or layout.for_resumes(name) == fingerprint
 
 
 def _beginning(document: RunDocument) -> tuple[int, str, str]:
@@ -208,9 +227,14 @@ def _manifest(store: RunStore, document: RunDocument) -> dict[str, Any] | None:
     return manifest if manifest.get("generation") == document.generation else None
 
 
+def _generation(store: RunStore) -> Any:
+    """Of the manifest that lies there; None where there is none, or none that can be read."""
+    try:
+        return orjson.loads(store.read(layout.MANIFEST) or b"{}")["generation"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def _any_result(store: RunStore) -> str | None:
     """An object there that only a run writes; None where there is none."""
-    for name in store.list(""):
-        if name in (layout.MANIFEST, layout.DEAD_LETTER) or layout.parse_part(name) or name.startswith("_run/"):
-            return name
-    return None
+    return next((name for name in store.list("") if layout.is_result(name) or name.startswith("_run/")), None)

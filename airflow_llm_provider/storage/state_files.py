@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 PREFIX = "llm_batch.file"
 
@@ -125,18 +125,18 @@ class StateFiles:
 
     def rm_file(self, path: str) -> None:
         """Remove it; raises as `info` does."""
-        self.rm(path)
+        if not self.remove([path]):
+            raise FileNotFoundError(path)
 
-    def rm(self, base: str, *, recursive: bool = False) -> None:
-        """Remove the file at `base`; `recursive`, all below it. Raises as `info` does."""
+    def remove(self, paths: Iterable[str]) -> int:
+        """Remove those of `paths` that are there, with one write of the index; returns how many. Raises as `find`."""
         with self._lock:
             index = self._index()
-            gone = [path for path in index["files"] if path == base or (recursive and _lies(path, base))]
-            if not gone:
-                raise FileNotFoundError(base)
-            entries = [index["files"].pop(path) for path in gone]
-            self._write_index(index)
-            self._remove(entries)
+            entries = [index["files"].pop(path) for path in paths if path in index["files"]]
+            if entries:
+                self._write_index(index)
+                self._remove(entries)
+        return len(entries)
 
     def invalidate_cache(self, path: str | None = None) -> None:
         """Nothing is cached."""

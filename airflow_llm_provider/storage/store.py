@@ -32,9 +32,6 @@ _READERS = 16
 _SCRATCH = "_run/tmp"
 """Where files are written before they are renamed into place; same file system as the run, out of readers' sight."""
 
-_REMOVALS = 3
-"""Times that a folder is removed until nothing is left of it."""
-
 _NO_CONDITIONS = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 """What stores say that know no conditional write."""
 
@@ -240,30 +237,30 @@ class RunStore:
             return {name: sizes[name] for name in sorted(sizes) if not name.startswith(_SCRATCH)}
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove objects; those that are gone already are fine."""
-        self._look()
-        for name in names:
-            self._delete(name)
-
-    def delete_folder(self, prefix: str) -> None:
-        """Remove everything below the folder `prefix`.
+        """Remove objects, in no order; those that are gone already are fine.
 
         Raises:
-            StorageError: when it could not all be removed.
+            StorageError: when one could not be removed.
         """
-        with _naming(f"delete_folder {self.uri}/{prefix}"):
-            for _ in range(_REMOVALS):  # another may remove the same, and stores pass over what they could not
-                self._look()
-                self._fs.invalidate_cache(self._at(prefix))
-                with suppress(FileNotFoundError):
-                    self._fs.rm(self._at(prefix), recursive=True)
-                left = self.list(prefix)
-                if not left:
-                    return
-            raise StorageError(
-                f"{len(left):,} objects below {self.uri}/{prefix} could not be removed, such as {next(iter(left))}. "
-                "Nothing is lost; the next try removes them"
-            )
+        gone = list(names)
+        self._look()
+        if self._files is not None:
+            with _naming(f"delete {len(gone):,} objects of {self.uri}"):
+                self._files.remove([self._at(name) for name in gone])
+        elif self._local or len(gone) < _READERS:
+            for name in gone:
+                self._delete(name)
+        else:
+            with ThreadPoolExecutor(_READERS, thread_name_prefix="llm-batch-remove") as removers:
+                list(removers.map(self._delete, gone))
+
+    def prune(self, folder: str) -> None:
+        """Remove the empty folders in `folder`, where the storage is a file system: elsewhere there are none."""
+        if self._local:
+            for each, _, _ in os.walk(self._at(folder), topdown=False):
+                if each != self._at(_SCRATCH):  # another may be about to write there
+                    with suppress(OSError):  # it is not empty
+                        Path(each).rmdir()
 
     def clear_scratch(self) -> None:
         """Remove what killed tries left half-written on files; what another may be writing just now is left."""
@@ -334,7 +331,11 @@ class RunStore:
         target = Path(self._at(name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self._look()  # as late as can be: what was spooled may have taken long
-        put(scratch, target)
+        try:
+            put(scratch, target)
+        except FileNotFoundError:  # another try pruned the folder, which was empty
+            target.parent.mkdir(parents=True, exist_ok=True)
+            put(scratch, target)
         if durable:
             _sync_folder(target.parent)
 
@@ -360,17 +361,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read_all(store: RunStore, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+def read_all(store: RunStore, names: Iterable[str], *, at_once: int = 4 * _READERS) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of each object, in order; one that vanished between listing and reading is left out.
 
-    Several are read at once: on S3 each takes tens of milliseconds, and a resume reads hundreds.
+    Several are read at once, and `at_once` held: on S3 each takes tens of milliseconds, and a resume reads hundreds.
 
     Raises:
         StorageError: when one could not be read.
     """
     rest = iter(names)
     with ThreadPoolExecutor(_READERS, thread_name_prefix="llm-batch-read") as readers:
-        while batch := list(islice(rest, 4 * _READERS)):
+        while batch := list(islice(rest, at_once)):
             for name, data in zip(batch, readers.map(store.read, batch), strict=True):
                 if data is not None:
                     yield name, data

@@ -265,7 +265,8 @@ def not_whole(
     objects = dict(read_all(store, store.list("")))
     parts = {name: data for name, data in objects.items() if name.startswith("part-")}
     rows = [json.loads(line) for _, data in sorted(parts.items()) for line in data.splitlines()]
-    letters = [json.loads(line)["index"] for line in objects.get(layout.DEAD_LETTER, b"").splitlines()]
+    dead_letter = objects.get(layout.dead_letter(manifest["fingerprint"]), b"")
+    letters = [json.loads(line)["index"] for line in dead_letter.splitlines()]
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
     left = [name for name in objects if name.startswith((layout.JOURNAL, layout.COMMITS, layout.DEAD, layout.LEASE))]
     holds = {

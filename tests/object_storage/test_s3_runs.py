@@ -23,6 +23,7 @@ from airflow_llm_provider.exceptions import (
     StaleRunError,
     StorageError,
 )
+from airflow_llm_provider.storage import layout
 from airflow_llm_provider.storage.jsonl import JsonlSource
 from airflow_llm_provider.storage.store import RunStore, read_all
 from airflow_llm_provider.testing import Fault, StubVLLM
@@ -77,7 +78,8 @@ def check_landed(store: RunStore, manifest: dict[str, Any], said: str = "Say: te
     assert [line["index"] for line in lines] == list(range(ROWS))
     assert [line["index"] for line in lines if line["status"] == "errored"] == [2, 5]
     assert all(f"{said}{line['index']}" in line["output"] for line in lines if line["status"] == "succeeded")
-    assert [json.loads(line)["index"] for line in objects["dead-letter.jsonl"].splitlines()] == [2, 5]
+    letters = objects[layout.dead_letter(manifest["fingerprint"])]
+    assert [json.loads(line)["index"] for line in letters.splitlines()] == [2, 5]
     assert manifest == json.loads(objects["manifest.json"])
     assert manifest["counts"] == {"total": ROWS, "succeeded": ROWS - 2, "errored": 2}
     sums = {each["part"]: each["sha256"] for each in manifest["chunks"]}

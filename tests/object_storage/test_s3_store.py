@@ -32,8 +32,8 @@ def test_writes_reads_lists_and_deletes(store: RunStore) -> None:
     assert store.list("_run/journal") == {"_run/journal/00000/x.jsonl": 2}
     store.delete(["a.json", "never-was"])
     assert store.read("a.json") is None
-    store.delete_folder("_run/journal")
-    store.delete_folder("_run/journal")
+    store.delete(list(store.list("_run/journal")))
+    store.delete(["_run/journal/never-was"])
     assert list(store.list("")) == ["big.jsonl"]
     assert list(read_all(store, ["gone", "big.jsonl"])) == [("big.jsonl", b"333")]
 
@@ -137,7 +137,7 @@ ACTS: dict[str, Callable[[RunStore], object]] = {
     "write_from": lambda store: store.write_from("a", [b"2"]),
     "create": lambda store: store.create("b", b"2"),
     "delete": lambda store: store.delete(["a"]),
-    "delete_folder": lambda store: store.delete_folder("_run"),
+    "delete many": lambda store: store.delete([f"a{number}" for number in range(40)]),
 }
 EVERY_ACT = pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
 

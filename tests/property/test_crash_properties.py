@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from batch_fakes import KilledStore, Try, job_of, kept_indices, part_lines, run, texts, write_rows
+from batch_fakes import KilledStore, Try, dead_letter, job_of, kept_indices, part_lines, run, texts, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -54,7 +54,7 @@ def check_landed(folder: Path, manifest: dict[str, Any], said: str) -> None:
     assert [line["index"] for line in lines] == list(range(ROWS))
     assert [line["index"] for line in lines if line["status"] == "errored"] == [2, 5]
     assert all(f"{said}{line['index']}" in line["output"] for line in lines if line["status"] == "succeeded")
-    letters = [json.loads(line) for line in (folder / "dead-letter.jsonl").read_bytes().splitlines()]
+    letters = [json.loads(line) for line in dead_letter(folder).read_bytes().splitlines()]
     assert [letter["index"] for letter in letters] == [2, 5]
     assert manifest["counts"] == {"total": ROWS, "succeeded": ROWS - 2, "errored": 2}
     assert sum(chunk["rows"] for chunk in manifest["chunks"]) == ROWS

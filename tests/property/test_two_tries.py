@@ -12,7 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from batch_fakes import Try, job_of, part_lines, texts, write_rows
+from batch_fakes import Try, dead_letter, job_of, part_lines, texts, write_rows
 
 from airflow_llm_provider.batch import recorder
 from airflow_llm_provider.core.request import Usage
@@ -102,7 +102,7 @@ def test_two_tries_at_once(stub: StubVLLM, tmp_path: Path, seed: int) -> None:
     assert [line["index"] for line in part_lines(folder)] == list(range(ROWS))
     for each in manifest["chunks"]:
         assert hashlib.sha256((folder / each["part"]).read_bytes()).hexdigest() == each["sha256"]
-    letters = [json.loads(line)["index"] for line in (folder / "dead-letter.jsonl").read_bytes().splitlines()]
+    letters = [json.loads(line)["index"] for line in dead_letter(folder).read_bytes().splitlines()]
     assert letters == [2]
     assert manifest["counts"] == {"total": ROWS, "succeeded": ROWS - 1, "errored": 1}
     usage = sum((Usage(**line["usage"]) for line in part_lines(folder)), Usage())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from batch_fakes import HookedStore, Try, job_of, run, texts, write_rows
+from batch_fakes import HookedStore, Try, dead_letter, job_of, run, texts, write_rows
 
 from airflow_llm_provider.exceptions import ForeignRunError, StorageError
 from airflow_llm_provider.storage.store import RunStore
@@ -36,7 +36,7 @@ def job(stub: StubVLLM, tmp_path: Path) -> BatchJob:
 
 
 def letters(folder: Path) -> list[int]:
-    return [json.loads(line)["index"] for line in (folder / "dead-letter.jsonl").read_bytes().splitlines()]
+    return [json.loads(line)["index"] for line in dead_letter(folder).read_bytes().splitlines()]
 
 
 def test_a_damaged_manifest_moved_away_costs_no_dead_letter(stub: StubVLLM, folder: Path, job: BatchJob) -> None:
@@ -88,7 +88,7 @@ def test_a_run_is_not_finished_without_a_dead_letter_it_should_have(
     with pytest.raises(StorageError, match=f"dead letters.*part-{lost}-"):
         run(job, KeepsOnly(str(folder), lost, after_listing=after_listing))
     assert not (folder / "manifest.json").exists()
-    assert not (folder / "dead-letter.jsonl").exists()
+    assert not dead_letter(folder).exists()
     with pytest.raises(StorageError, match=f"part-{lost}-.*remove"):  # for good, so it says how to mend it
         run(job, RunStore(str(folder)))
     for part in folder.glob(f"part-{lost}-*"):
@@ -102,11 +102,11 @@ def test_an_end_that_was_killed_while_it_removed_the_chunks_letters(
 ) -> None:
     """Half of them lie there still: assembling those again would lose the others."""
     run(job, RunStore(str(folder)))
-    whole = (folder / "dead-letter.jsonl").read_bytes()
+    whole = dead_letter(folder).read_bytes()
     fingerprint = json.loads((folder / "manifest.json").read_bytes())["fingerprint"]
     (folder / "manifest.json").unlink()
     half = folder / "_run" / "dead" / f"00002-{fingerprint}.jsonl"
     half.parent.mkdir()
     half.write_bytes(whole.splitlines(keepends=True)[1])
     run(job, RunStore(str(folder)))
-    assert (folder / "dead-letter.jsonl").read_bytes() == whole
+    assert dead_letter(folder).read_bytes() == whole

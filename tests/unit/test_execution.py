@@ -14,6 +14,7 @@ from batch_fakes import (
     HookedStore,
     KilledStore,
     Try,
+    dead_letter,
     job_of,
     kept_indices,
     part_lines,
@@ -127,7 +128,7 @@ def test_the_last_rows_are_all_bad(stub: StubVLLM, tmp_path: Path, store: RunSto
     rows = [*texts(5), *[b"{no"] * 8]
     manifest = run(job_of(stub, write_rows(tmp_path / "rows.jsonl", rows)), store)
     assert manifest["counts"] == {"total": 13, "succeeded": 5, "errored": 8}
-    letters = [json.loads(line) for line in (folder / "dead-letter.jsonl").read_bytes().splitlines()]
+    letters = [json.loads(line) for line in dead_letter(folder).read_bytes().splitlines()]
     assert [letter["source"]["line"] for letter in letters] == list(range(6, 14))
 
 
@@ -449,10 +450,10 @@ def test_a_run_begun_without_a_model_name_goes_on_with_the_model_it_found(
 
 
 def test_a_run_that_must_exist(stub: StubVLLM, source: str, store: RunStore) -> None:
-    with pytest.raises(RunMissingError):
-        run(job_of(stub, source, must_exist=True), store)
+    for rerun in (False, True):  # whether a clear waives it is the marker's to say
+        with pytest.raises(RunMissingError):
+            run(job_of(stub, source, must_exist=True, rerun=rerun), store)
     assert stub.received == 0
-    run(job_of(stub, source, must_exist=True, rerun=True), store)
 
 
 def test_storage_that_cannot_be_read_never_starts_a_run(stub: StubVLLM, source: str, folder: Path) -> None:
@@ -527,7 +528,7 @@ def test_too_many_errors_fail_the_run_after_all_has_landed(
 ) -> None:
     stub.behaviour.fault = lambda request, _: Fault.bad_request() if "text 1" in json.dumps(request) else None
     job = job_of(stub, ListSource([{"text": f"text {number % 2}"} for number in range(10)]), tolerance=Tolerance(0.4))
-    with pytest.raises(TooManyErrorsError, match=r"5 of 10 rows errored.*dead-letter\.jsonl"):
+    with pytest.raises(TooManyErrorsError, match=r"5 of 10 rows errored.*dead-letter-[0-9a-f]{12}\.jsonl"):
         run(job, store)
     assert len(part_lines(folder)) == 10
     with pytest.raises(TooManyErrorsError):

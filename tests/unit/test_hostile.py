@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from batch_fakes import job_of, part_lines, run, write_rows
+from batch_fakes import dead_letter, job_of, part_lines, run, write_rows
 from yarl import URL
 
 from airflow_llm_provider.core.identity import RunIdentity
@@ -111,7 +111,7 @@ def test_a_hostile_batch_line_is_one_bad_row(where: str, levels: int, tmp_path: 
         job = job_of(stub, source, requests=RequestSpec(), priority=5)
         manifest = run(job, RunStore(str(tmp_path / "run")))
     assert manifest["counts"] == {"total": 3, "succeeded": 2, "errored": 1}
-    letter = json.loads((tmp_path / "run" / "dead-letter.jsonl").read_bytes())
+    letter = json.loads(dead_letter(tmp_path / "run").read_bytes())
     assert letter["index"] == 1
 
 

@@ -81,7 +81,10 @@ def test_patterns_keep_the_order_in_which_they_are_given(tmp_path: Path) -> None
 def test_rows_are_found_by_seeking_and_not_by_reading_from_the_beginning(tmp_path: Path) -> None:
     source = source_of(tmp_path, a=b"".join(b'{"n":%d}\n' % number for number in range(100)))
     scan = source.scan(10)
-    (tmp_path / "a.jsonl").write_bytes(b"x" * scan.plan.chunk(7).offset + b'{"n":70}\n')
+    path, offset = tmp_path / "a.jsonl", scan.plan.chunk(7).offset
+    began, rest = path.stat(), path.read_bytes()[offset:]
+    path.write_bytes(b"x" * offset + rest)
+    os.utime(path, ns=(began.st_atime_ns, began.st_mtime_ns))  # nobody sees that it was changed
     row = next(source.rows(scan.snapshot, scan.plan.chunk(7)))
     assert (row.index, row.position.line, row.raw) == (70, 71, b'{"n":70}')
 
@@ -210,11 +213,31 @@ def test_a_file_that_shrinks_or_vanishes_while_the_run_reads_it(tmp_path: Path) 
     source = source_of(tmp_path, a=b"1\n2\n3\n")
     scan = source.scan(10)
     (tmp_path / "a.jsonl").write_bytes(b"1\n")
-    with pytest.raises(SourceError, match="ended before row 1"):
+    with pytest.raises(SourceError, match="has changed"):
         list(source.rows(scan.snapshot, scan.plan.chunk(0)))
     (tmp_path / "a.jsonl").unlink()
     with pytest.raises(SourceError, match="is gone"):
         list(source.rows(scan.snapshot, scan.plan.chunk(0)))
+
+
+def test_a_snapshot_with_more_rows_than_the_file(tmp_path: Path) -> None:
+    source = source_of(tmp_path, a=b"1\n2\n3\n")
+    plan = source.scan(10).plan
+    (tmp_path / "a.jsonl").write_bytes(b"1\n")
+    with pytest.raises(SourceError, match="ended before row 1"):
+        list(source.rows(source.scan(10).snapshot, plan.chunk(0)))
+
+
+def test_a_file_that_is_replaced_while_the_run_reads_it(tmp_path: Path) -> None:
+    """By as many rows of as many bytes: its offsets would fit."""
+    source = source_of(tmp_path, a=b"1\n2\n3\n4\n")
+    scan = source.scan(2)
+    path = tmp_path / "a.jsonl"
+    os.utime(path, (0, 0))  # touched, and the same: read on
+    assert [row.raw for row in source.rows(scan.snapshot, scan.plan.chunk(0))] == [b"1", b"2"]
+    path.write_bytes(b"5\n6\n7\n8\n")
+    with pytest.raises(SourceError, match="has changed since this run began"):
+        list(source.rows(scan.snapshot, scan.plan.chunk(1)))
 
 
 def test_equal_content_has_an_equal_digest_wherever_it_lies(tmp_path: Path) -> None:

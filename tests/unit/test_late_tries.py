@@ -225,31 +225,6 @@ def test_a_lease_that_is_lost_while_an_object_is_spooled_is_lost_in_time(folder:
     assert store.read("a") == b"old"
 
 
-def test_a_folder_that_does_not_go_is_an_error(folder: Path) -> None:
-    store = RunStore(str(folder))
-    store.write("_run/journal/x", b"1")
-    removed: list[str] = []
-    store._fs = _Deaf(store._fs, removed)
-    with pytest.raises(
-        StorageError, match=r"1 objects below .*_run/journal could not be removed, such as _run/journal/x"
-    ):
-        store.delete_folder("_run/journal")
-    assert len(removed) == 3
-
-
-class _Deaf:
-    """A file system that removes nothing and says so of nothing."""
-
-    def __init__(self, fs: Any, removed: list[str]) -> None:
-        self._fs, self._removed = fs, removed
-
-    def rm(self, path: str, **_: Any) -> None:
-        self._removed.append(path)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._fs, name)
-
-
 def test_what_else_goes_wrong_with_a_conditional_write_is_no_licence_to_replace() -> None:
     attach("memory", fs=MemoryFileSystem())
     store = RunStore("memory://bucket/late")

@@ -56,7 +56,6 @@ CHANGES: list[tuple[str, Callable[[RunStore], object]]] = [
     ("put_new", lambda store: store.put_new("new", b"late")),
     ("create", lambda store: store.create("new", b"late")),
     ("delete", lambda store: store.delete(["a"])),
-    ("delete_folder", lambda store: store.delete_folder("b")),
 ]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.configuration import conf
-from airflow.sdk import DAG
+from airflow.sdk import DAG, NEVER_EXPIRE
 from batch_fakes import IDENTITY, part_lines, texts, write_rows
 
 from airflow_llm_provider import exceptions
@@ -41,7 +41,8 @@ IDENTITY_HERE = RunIdentity(dag_id="d", task_id="t", run_id="manual__x:y")
 class States(dict[str, Any]):
     """Airflow's task state store."""
 
-    def set(self, key: str, value: Any) -> None:
+    def set(self, key: str, value: Any, *, retention: Any) -> None:
+        assert retention is NEVER_EXPIRE
         self[key] = value
 
 
@@ -229,7 +230,15 @@ def test_the_marker_remembers_where_the_run_was_begun() -> None:
     assert again.expects("s3://b/x", rerun=False)
     with pytest.raises(RunMissingError, match=r"s3://b/x.*s3://b/y"):
         again.expects("s3://b/y", rerun=False)
-    assert not again.expects("s3://b/y", rerun=True)
+    with pytest.raises(RunMissingError, match="set rerun=True and clear"):
+        again.expects("s3://b/y", rerun=True)
+    assert again.expects("s3://b/x", rerun=True), "a retry of a run that is done anew is none that begins it anew"
+    cleared = RunMarker(context_of(states=states, try_number=3, max_tries=5))
+    assert cleared.expects("s3://b/x", rerun=False)
+    assert not cleared.expects("s3://b/x", rerun=True)
+    assert not cleared.expects("s3://b/y", rerun=True)
+    cleared.set("s3://b/y")
+    assert RunMarker(context_of(states=states, try_number=4, max_tries=5)).expects("s3://b/y", rerun=True)
 
 
 def test_without_a_state_store_nothing_is_expected(caplog: pytest.LogCaptureFixture) -> None:
@@ -259,7 +268,7 @@ def test_runs_a_batch_and_says_what_is_in_force(
     assert "chunks" not in manifest
     assert json.loads(json.dumps(manifest)) == manifest
     assert [line["output"] for line in part_lines(folder)] == [f"echo: dry: text {number}" for number in range(3)]
-    assert states == {"llm_batch.run": f"file://{folder}"}
+    assert states == {"llm_batch.run": {"uri": f"file://{folder}", "epoch": 3}}
     assert ResultsLink().get_link(task, ti_key=None) == f"file://{folder}"  # type: ignore[arg-type]
     for line in (
         "vllm_conn_id = 'vllm_default'  [default]",

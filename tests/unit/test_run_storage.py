@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -20,9 +21,6 @@ from airflow_llm_provider.storage.journal import Journal
 from airflow_llm_provider.storage.lines import encode_dead_letter, encode_outcome
 from airflow_llm_provider.storage.parts import Parts
 from airflow_llm_provider.storage.store import RunStore
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 OURS, FOREIGN = "0123456789ab", "ba9876543210"
 PLAN = ChunkPlan(3, 7, ((0, 0, 1), (0, 30, 4), (0, 60, 7)))
@@ -219,11 +217,9 @@ def test_foreign_parts_are_not_ours_and_are_removed_at_the_end(store: RunStore) 
     summary = made.commit(complete(1))
     store.write("part-99999-notes.txt", b"a person's file")
     assert reloaded(store) == {1: summary}
-    made.remove_foreign(store.list(""))
-    assert [name for name in store.list("") if name.startswith("part-")] == [
-        layout.part(1, OURS),
-        "part-99999-notes.txt",
-    ]
+    store.write(layout.dead_letter(FOREIGN), b"{}")
+    opening.remove_foreign(store, store.list(""), OURS)
+    assert list(store.list("")) == [layout.part(1, OURS), "part-99999-notes.txt"]
 
 
 def test_a_part_beyond_the_plan_is_not_ours(store: RunStore) -> None:
@@ -249,7 +245,7 @@ def test_dead_letters_come_in_input_order_and_only_of_rows_that_errored(store: R
     committed[1] = again.commit(complete(1))
     committed[0] = again.commit(complete(0, errors=frozenset({2, 0})))
     again.assemble_dead_letters(committed, store.list(""))
-    letters = [json.loads(line) for line in (store.read(layout.DEAD_LETTER) or b"").splitlines()]
+    letters = [json.loads(line) for line in (store.read(layout.dead_letter(OURS)) or b"").splitlines()]
     assert [letter["index"] for letter in letters] == [0, 2, 6]
 
 
@@ -272,7 +268,7 @@ def test_a_chunk_that_another_try_has_committed_is_not_committed_again(store: Ru
     assert late.commit(complete(0, errors=frozenset({0, 2}))) == ours
     assert store.read(layout.part(0, OURS)) == before
     late.assemble_dead_letters({0: ours}, store.list(""))
-    assert [json.loads(line)["index"] for line in (store.read(layout.DEAD_LETTER) or b"").splitlines()] == [1]
+    assert [json.loads(line)["index"] for line in (store.read(layout.dead_letter(OURS)) or b"").splitlines()] == [1]
 
 
 def test_a_damaged_part_is_put_again(store: RunStore) -> None:
@@ -353,7 +349,7 @@ def test_nothing_there_although_a_try_began_a_run(store: RunStore) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [layout.MANIFEST, layout.DEAD_LETTER, layout.part(0, OURS), layout.journal(0, OURS, "t", 0)]
+    "name", [layout.MANIFEST, layout.dead_letter(OURS), layout.part(0, OURS), layout.journal(0, OURS, "t", 0)]
 )
 def test_results_that_no_run_explains(store: RunStore, name: str) -> None:
     store.write(name, b"{}")
@@ -420,18 +416,42 @@ def fill(store: RunStore) -> None:
     made.commit(complete(0, errors=frozenset({1})))
     made.record()
     journal(store, of_try="one").write(1, [settled(3)])
-    for name in (layout.MANIFEST, layout.DEAD_LETTER, layout.PROGRESS, layout.part(7, FOREIGN)):
+    share = f"{layout.share(3)}/"
+    names = [layout.dead_letter(OURS), layout.PROGRESS, f"{share}{layout.LEASE}", f"{share}{layout.PROGRESS}"]
+    for name in (*names, f"{share}{layout.commits(OURS, 'one', 0)}", f"{share}{layout.dead(0, OURS, '0123456789ab')}"):
         store.write(name, b"{}")
+    store.write(layout.MANIFEST, b'{"generation": 1}')
 
 
 def test_a_restart_removes_all_of_the_generation_before_and_nothing_else(store: RunStore) -> None:
     opening.begin(store, DOCUMENT)
     fill(store)
     store.write("notes.txt", b"a person's file")
-    opened = opening.restart(store, replace(DOCUMENT, generation=2, state="clearing"))
-    assert opened == replace(DOCUMENT, generation=2)
+    document = replace(DOCUMENT, generation=2, fingerprint=FOREIGN, state="clearing")
+    opened = opening.restart(store, document)
+    assert opened == replace(document, state="open")
     assert list(store.list("")) == [layout.RUN, "notes.txt"]
     assert find(store) == opening.Found(opened, None)
+    folders = {each.name for each in Path(store.uri.removeprefix("file://")).rglob("*") if each.is_dir()}
+    assert folders <= {"_run", "tmp"}
+
+
+def test_a_removal_that_comes_late_leaves_what_its_successors_have_done(store: RunStore) -> None:
+    """A try may stand still between its look and its removals while others restart the run and finish it."""
+    opening.begin(store, DOCUMENT)
+    fill(store)
+    late = replace(DOCUMENT, generation=2, fingerprint=FOREIGN, state="clearing")
+    opened = opening.restart(store, late)
+    made = parts(store, FOREIGN)
+    made.commit(complete(0, errors=frozenset({1})))
+    made.record()
+    store.write(layout.dead_letter(FOREIGN), b"{}")
+    store.write(layout.MANIFEST, b'{"generation": 2}')
+    before = store.list("")
+    opening.finish_clearing(store, opened)
+    opening.tidy(store, opening.untidy(store, OURS))  # of the generation before
+    opening.remove_foreign(store, before, FOREIGN)
+    assert store.list("") == {name: size for name, size in before.items() if name != layout.PROGRESS}
 
 
 def test_a_restart_writes_its_intent_first_and_removes_the_manifest_next(store: RunStore) -> None:
@@ -448,7 +468,7 @@ def test_a_restart_writes_its_intent_first_and_removes_the_manifest_next(store: 
             changes.append(f"-{name}")
             super()._delete(name)
 
-    opening.restart(Noting(store.uri), replace(DOCUMENT, generation=2, state="clearing"))
+    opening.restart(Noting(store.uri), replace(DOCUMENT, generation=2, fingerprint=FOREIGN, state="clearing"))
     assert changes[:2] == [layout.RUN, f"-{layout.MANIFEST}"]
     assert changes[-1] == layout.RUN
 
@@ -457,17 +477,11 @@ def test_the_end_removes_what_only_a_resume_needs(store: RunStore) -> None:
     opening.begin(store, DOCUMENT)
     fill(store)
     opening.finish(store, finished())
-    opening.tidy(store)
-    assert sorted(store.list("")) == sorted(
-        [
-            layout.RUN,
-            layout.MANIFEST,
-            layout.DEAD_LETTER,
-            layout.PROGRESS,
-            layout.part(0, OURS),
-            layout.part(7, FOREIGN),
-        ]
-    )
+    store.write(layout.part(7, FOREIGN), b"")
+    opening.tidy(store, opening.untidy(store, OURS))
+    left = [layout.RUN, layout.MANIFEST, layout.dead_letter(OURS), layout.PROGRESS, layout.part(0, OURS)]
+    assert sorted(store.list("")) == sorted([*left, layout.part(7, FOREIGN)])
+    assert not opening.untidy(store, OURS)
 
 
 # -- manifest
@@ -482,7 +496,7 @@ def test_the_manifest_counts_and_the_xcom_is_small(store: RunStore) -> None:
     assert built["counts"] == {"total": 7, "succeeded": 6, "errored": 1}
     assert built["usage"] == {"prompt_tokens": 6, "completion_tokens": 12, "cached_tokens": 0}
     assert [chunk["part"] for chunk in built["chunks"]] == [layout.part(number, OURS) for number in range(3)]
-    assert built["dead_letter"] == f"{store.uri}/dead-letter.jsonl"
+    assert built["dead_letter"] == f"{store.uri}/{layout.dead_letter(OURS)}"
     small = manifest.for_xcom(built)
     assert "chunks" not in small
     assert small["counts"] == built["counts"]

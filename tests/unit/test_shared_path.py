@@ -114,7 +114,7 @@ def test_a_late_try_of_the_same_run_does_not_begin_it_again(stub: StubVLLM, sour
 def theirs(folder: Path, **fields: Any) -> None:
     """Another run has written its document over ours, and has committed a chunk, letters included."""
     change_run(folder, **fields)
-    for name in (FOREIGN_PART, layout.dead(0, "ba9876543210", "0123"), layout.DEAD_LETTER):
+    for name in (FOREIGN_PART, layout.dead(0, "ba9876543210", "0123"), layout.dead_letter("ba9876543210")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"theirs")
 
@@ -136,7 +136,7 @@ def test_who_was_overwritten_touches_nothing_and_says_so(
     store = Meeting(str(folder), "part-00002", lambda: theirs(folder, **fields))
     with pytest.raises(error, match=words):
         run(job_of(stub, source), store)
-    for name in (FOREIGN_PART, layout.dead(0, "ba9876543210", "0123"), layout.DEAD_LETTER):
+    for name in (FOREIGN_PART, layout.dead(0, "ba9876543210", "0123"), layout.dead_letter("ba9876543210")):
         assert (folder / name).read_bytes() == b"theirs"
     assert not (folder / layout.MANIFEST).exists()
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from batch_fakes import HookedStore, KilledStore, job_of, part_lines, run, texts, write_rows
+from batch_fakes import HookedStore, KilledStore, dead_letter, job_of, part_lines, run, texts, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,7 +90,7 @@ def check_landed(folder: Path, manifest: dict[str, Any], said: str = "Say: text 
     assert [line["index"] for line in lines] == list(range(ROWS))
     assert [line["index"] for line in lines if line["status"] == "errored"] == [2, 5]
     assert all(f"{said}{line['index']}" in line["output"] for line in lines if line["status"] == "succeeded")
-    letters = [json.loads(line)["index"] for line in (folder / "dead-letter.jsonl").read_bytes().splitlines()]
+    letters = [json.loads(line)["index"] for line in dead_letter(folder).read_bytes().splitlines()]
     assert letters == [2, 5]
     assert manifest["counts"] == {"total": ROWS, "succeeded": ROWS - 2, "errored": 2}
     assert manifest == json.loads((folder / "manifest.json").read_bytes())
@@ -99,7 +99,7 @@ def check_landed(folder: Path, manifest: dict[str, Any], said: str = "Say: text 
     left = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "tmp"]
     assert {path.name for path in left} - {each["part"] for each in manifest["chunks"]} == {
         "manifest.json",
-        "dead-letter.jsonl",
+        dead_letter(folder).name,
         "run.json",
     }
 
@@ -404,7 +404,9 @@ def test_a_listing_that_is_late_is_no_missing_row(job: BatchJob, folder: Path, s
     for share in range(3):
         work(job, folder, share)
     before = stub.received
-    check_landed(folder, assemble(job, Late(str(folder)), StopSwitch()))
+    manifest = assemble(job, Late(str(folder)), StopSwitch())
+    assert assemble(job, RunStore(str(folder)), StopSwitch()) == manifest  # removes what was not listed then
+    check_landed(folder, manifest)
     assert stub.received == before
 
 

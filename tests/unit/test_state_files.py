@@ -58,11 +58,11 @@ def test_what_is_not_there() -> None:
         lambda: files.info("a"),
         lambda: files.find("a", detail=True),
         lambda: files.rm_file("a"),
-        lambda: files.rm("a", recursive=True),
     ]
     for call in calls:
         with pytest.raises(FileNotFoundError):
             call()
+    assert files.remove(["a"]) == 0
 
 
 def test_created_once() -> None:
@@ -80,7 +80,7 @@ def test_what_is_replaced_or_removed_leaves_no_values_behind() -> None:
     for path in ("run/a", "run/b", "runs"):
         for size in (PIECE * 3, 10):
             files.pipe_file(path, noise(size))
-    files.rm("run", recursive=True)
+    assert files.remove(["run/a", "run/none", "run/b"]) == 2
     assert list(files.find("runs", detail=True)) == ["runs"]
     files.rm_file("runs")
     assert list(values.kept) == [PREFIX]

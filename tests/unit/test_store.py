@@ -58,8 +58,12 @@ def test_writes_reads_lists_and_deletes(store: RunStore) -> None:
     assert store.list("_run/journal") == {"_run/journal/00000/x.jsonl": 2}
     store.delete(["a.json", "never-was"])
     assert store.read("a.json") is None
-    store.delete_folder("_run/journal")
-    store.delete_folder("_run/journal")
+    store.delete(["_run/journal/00000/x.jsonl"])
+    store.prune("_run")
+    store.write("_run/journal/00000/y.jsonl", b"4")
+    store.prune("_run")
+    assert store.list("_run") == {"_run/journal/00000/y.jsonl": 1}
+    store.delete(["_run/journal/00000/y.jsonl"])
     assert list(store.list("")) == ["big.jsonl"]
     assert list(read_all(store, ["gone", "big.jsonl"])) == [("big.jsonl", b"333")]
 
@@ -209,9 +213,9 @@ FAILURES = {
         ("cat_file", lambda store: store.read("a")),
         ("find", lambda store: store.list("")),
         ("rm_file", lambda store: store.delete(["a"])),
-        ("rm", lambda store: store.delete_folder("_run")),
+        ("rm_file", lambda store: store.delete(f"a{number}" for number in range(40))),
     ],
-    ids=["read", "list", "delete", "delete_folder"],
+    ids=["read", "list", "delete", "delete many"],
 )
 def test_could_not_is_never_nothing_there(
     store: RunStore, method: str, act: Callable[[RunStore], object], error: Exception, words: str
