@@ -166,4 +166,6 @@ class LimitControl:
         moved = before is None or (verdict.limit == 0) != (before == 0) or abs(verdict.limit - before) > MOVED * before
         if moved and now - self._said_s >= LOG_INTERVAL_S:
             self._said, self._said_s = verdict.limit, now
-            log.info("At most %d in flight on %s: %s", verdict.limit, self._name, verdict.reason)
+            log.info(
+                "At most %d in flight on %s: %s", min(verdict.limit, self._dispatcher.limit), self._name, verdict.reason
+            )

@@ -5,6 +5,7 @@ Owns the order of the last writes, and the looks before them. Does not know how 
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from airflow_llm_provider.storage.document import RunDocument
     from airflow_llm_provider.storage.parts import Parts
     from airflow_llm_provider.storage.store import RunStore
+
+
+log = logging.getLogger(__name__)
 
 
 def finish(job: BatchJob, document: RunDocument, store: RunStore, *, ledger: Ledger, parts: Parts) -> dict[str, Any]:
@@ -44,12 +48,16 @@ def finish(job: BatchJob, document: RunDocument, store: RunStore, *, ledger: Led
         ledger,
         uri=store.uri,
         finished_at=now.isoformat(),
-        duration_s=age.total_seconds(),
+        duration_s=max(0.0, age.total_seconds()),  # clocks of two workers, or one that was set
         dead_letters=errored,
     )
     built["epoch"] = job.epoch if document.epoch is None else document.epoch
     built["release"] = dict(job.agreed)
     opening.finish(store, built)
+    counts = built["counts"]
+    letters = f"; {counts['errored']:,} errored, their dead letters are at {built['dead_letter']}" if errored else ""
+    log.info("Finished: %s of %s rows succeeded%s", f"{counts['succeeded']:,}", f"{counts['total']:,}", letters)
+    log.info("The results are at %s", built["parts"])
     return built
 
 

@@ -129,7 +129,8 @@ class Gate:
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._shift = shift
-        self._shift_ends = now() + shift if shift is not None else None
+        self._began_s: float | None = None
+        self._shift_ends: datetime | None = None  # for the log; how long it lasts, the loop's clock tells
         self._terms = terms
         self._switch = switch
         self._watch = watch
@@ -158,6 +159,9 @@ class Gate:
     def step(self, loop_s: float) -> float:
         """Ask once, at the loop's time `loop_s`; returns the seconds until it should be asked again."""
         now = self._now()
+        if self._began_s is None:
+            self._began_s = loop_s
+            self._shift_ends = now + self._shift if self._shift is not None else None
         decision = self._ask(now)
         if isinstance(decision, Hold):
             self._hold(decision, now)
@@ -172,7 +176,7 @@ class Gate:
                 self._hold(beyond, now, drained_until=decision.until)
                 return CONTROL_PERIOD_S
             closes_s, period_s = loop_s + left_s, min(CONTROL_PERIOD_S, left_s)
-        if self._shift_is_over(now):
+        if self._shift_is_over(loop_s - self._began_s):
             self._end_shift(now)
         else:
             self._release(decision, now, closes_s=closes_s)
@@ -188,14 +192,15 @@ class Gate:
             remaining_s=self._remaining_s(),
         )
 
-    def _shift_is_over(self, now: datetime) -> bool:
+    def _shift_is_over(self, worked_s: float) -> bool:
         """A shift in which nothing has settled is twice as long: one too short for a row would be worked for ever.
 
         In an outage none ends: whoever came back would find nobody there.
         """
-        if self._shift_ends is None or self._shift is None or self._dispatcher.circuit.state is not State.UP:
+        if self._shift is None or self._dispatcher.away:
             return False
-        return now >= self._shift_ends + (timedelta() if self._ledger.settled_here.done else self._shift)
+        shifts = 1 if self._ledger.settled_here.done else 2
+        return worked_s >= shifts * self._shift.total_seconds()
 
     def _end_shift(self, now: datetime) -> None:
         """What is begun goes to its end, and then the worker is given back.
@@ -206,6 +211,7 @@ class Gate:
         hold = Hold(cause=Cause.SHIFT, reason=reason, yields=False)
         self._tell(hold)
         self._count(now)
+        self._released_at = now if self._could_work() else None  # what is begun may end
         self._drains_since = self._drains_since or now
         self._runner.drain()
         patient = (now - self._drains_since).total_seconds() < DRAIN_S

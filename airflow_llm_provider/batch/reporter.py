@@ -116,7 +116,7 @@ class Reporter:
     def _words(self, pace: Pace, *, ended: bool = False) -> str:
         held = [gate.held for gate in self.gates if gate.held is not None]
         if held and len(held) == len(self.gates):
-            return f"{pace.done:,}/{pace.total:,} rows, on hold: {held[0].reason}"
+            return f"{pace.done:,}/{pace.total:,} rows, {pace.errored:,} of them errored, on hold: {held[0].reason}"
         occupancy = self._occupancy()
         return f"{pace}, {_nothing(occupancy) if ended else occupancy}"
 
@@ -142,6 +142,7 @@ class Reporter:
             settled=here.done,
             completion_tokens=here.usage.completion_tokens,
         )
+        pace = replace(pace, errored=totals.errored)
         self._looked = _Sample(now, here.done, here.usage.completion_tokens)
         if not sending:
             return replace(pace, eta_s=None)

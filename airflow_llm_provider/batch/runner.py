@@ -160,7 +160,11 @@ class Runner:
             return
         self._leaving[number] = held
         now = self._loop.time()
-        if all(each.number in self._leaving or each.dispatcher.lost(now) for each in self._servers):
+        shift = held.hold.cause is Cause.SHIFT  # it waits for nobody who may come back
+        if all(
+            each.number in self._leaving or each.dispatcher.lost(now) or (shift and each.dispatcher.away)
+            for each in self._servers
+        ):
             self.end(soonest(list(self._leaving.values())))
 
     def stay(self, number: int) -> None:
@@ -202,12 +206,13 @@ class Runner:
         shared = self._ledger.total_rows < rows
         if self._tolerance.hopeless(errored=totals.errored, done=totals.done, rows=rows, shared=shared):
             of_what = "rows of this share" if shared else "rows"
+            clear = "clear the group's plan and what is downstream of it" if shared else "clear the task"
             self._spread.stop(
                 TooManyErrorsError(
                     f"Stopped early: {totals.errored:,} of the first {totals.done:,} {of_what} errored, more than "
                     f"max_error_rate={self._tolerance.max_error_rate:g} bears; the last: {self._recorder.last_error}. "
                     "Raise max_error_rate and clear the task to go on from here; to begin anew once the cause is "
-                    "mended, remove the run's folder and clear the task with rerun=True"
+                    f"mended, remove the run's folder (result_path in this log), set rerun=True, and {clear}"
                 )
             )
 

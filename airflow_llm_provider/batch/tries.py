@@ -6,7 +6,8 @@ spent: whoever wants kills to cost nothing gives Airflow many retries, and this 
 A try counts when the next one begins to work, since one that is killed says nothing itself. It brought the run on where
 more rows lie in parts than did, or as many and more journal objects. One that did not get so far as to work, since the
 endpoint was away or the source could not be read, is none of them: it says nothing of the run. A task that comes back
-from the triggerer is the same try; a failed one that is cleared begins to count anew.
+from the triggerer is the same try; a failed one that is cleared begins to count anew, and so does a DAG run that is
+deleted and made again.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def count(job: BatchJob, notes: RunStore, *, done: int, journals: int) -> None:
     if most is None:
         return
     before, fruitless = _read(notes), 0
-    if before is not None and before.epoch == job.epoch:
+    if before is not None and before.epoch == job.epoch and before.try_number <= job.try_number:
         if before.try_number == job.try_number:  # back from the triggerer
             return
         fruitless = before.fruitless + 1 if (done, journals) <= (before.done, before.journals) else 0

@@ -10,10 +10,11 @@ from contextlib import AsyncExitStack
 from random import Random
 from typing import TYPE_CHECKING
 
+from airflow_llm_provider.batch import attempts
 from airflow_llm_provider.batch.backoff import exponential
 from airflow_llm_provider.batch.control import LimitControl
 from airflow_llm_provider.batch.feeder import Feeder
-from airflow_llm_provider.batch.gate import Gate
+from airflow_llm_provider.batch.gate import Gate, RunHeld
 from airflow_llm_provider.batch.prepare import Preparer
 from airflow_llm_provider.batch.recorder import Recorder
 from airflow_llm_provider.batch.reporter import Earlier, Reporter
@@ -32,12 +33,13 @@ from airflow_llm_provider.endpoint.identity import ServedModel
 from airflow_llm_provider.endpoint.load import LoadReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from airflow_llm_provider.batch.job import BatchJob
     from airflow_llm_provider.batch.stop import StopSwitch
     from airflow_llm_provider.core.ledger import Ledger, Totals
     from airflow_llm_provider.core.occupancy import Occupancy
+    from airflow_llm_provider.core.row_queue import Spent
     from airflow_llm_provider.storage.document import RunDocument
     from airflow_llm_provider.storage.journal import Journal
     from airflow_llm_provider.storage.parts import Parts
@@ -66,7 +68,8 @@ async def work_off(
     urls = job.endpoint.base_urls
     earlier = await asyncio.to_thread(Earlier.read, store)
     await job.switch.refresh()  # reading the source may have taken long
-    spread = _spread(job, row_s=earlier.row_s)
+    spent = await asyncio.to_thread(attempts.read, job, store)
+    spread = _spread(job, spent, row_s=earlier.row_s)
     recorder = Recorder(ledger, journal, parts, flush_rows=job.flush_rows, flush_interval_s=job.flush_interval_s)
     reporter = Reporter(
         store, ledger, spread, urls, remaining_s=earlier.remaining_s, told=told, interval_s=job.progress_interval_s
@@ -130,6 +133,9 @@ async def work_off(
         obeyed = [*(gate.run for gate in gates), *(control.run for control in controls)]
         try:
             await runner.run(feeder, stop, [reporter.run, job.switch.run, *obeyed, *watching])
+        except RunHeld:
+            await asyncio.to_thread(attempts.keep, job, store, spread.spent(), before=spent)
+            raise
         finally:
             await reporter.finish()
 
@@ -147,9 +153,9 @@ def _senders(
     ]
 
 
-def _spread(job: BatchJob, *, row_s: float | None) -> Spread:
+def _spread(job: BatchJob, spent: Mapping[int, Spent], *, row_s: float | None) -> Spread:
     """A dispatcher for each server, all of them on hold until their gates say otherwise."""
-    queue = RowQueue()
+    queue = RowQueue(spent)
     dispatchers = [
         Dispatcher(
             limit=job.terms.limit_here,

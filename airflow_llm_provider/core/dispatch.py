@@ -133,6 +133,11 @@ class Dispatcher:
         """Whether the window is open still: a row that began in time may use it to its end."""
         return self._closes_s is None or now < self._closes_s
 
+    @property
+    def away(self) -> bool:
+        """Whether the server takes no rows just now, for whatever trouble it has."""
+        return self.circuit.state is not State.UP
+
     def lost(self, now: float) -> bool:
         """Whether the server has gone without an answer for longer than the patience."""
         return not self.held and not self._patient(self.circuit.look(now)) and self.circuit.impatient(now)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 _SHOWN_CHARS = 120
+_LONGEST_SEGMENT = 240  # of the 255 bytes that a name may have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +56,15 @@ class RunIdentity:
 def _path_segment(text: str) -> str:
     """`text` as one path segment, injectively: every other character becomes ``~`` and its UTF-8 in hex.
 
-    ``~`` itself is not in the safe set, so two different ids never meet; a lone ``.`` or ``..`` is encoded too.
+    ``~`` itself is not in the safe set, so two different ids never meet; a lone ``.`` or ``..`` is encoded too. What
+    would be longer than file systems bear ends with its SHA-256 instead, after ``~~``.
     """
     if text.strip(".") == "":
         return "".join(f"~{byte:02X}" for byte in text.encode())
-    return _UNSAFE.sub(lambda match: "".join(f"~{byte:02X}" for byte in match[0].encode()), text)
+    segment = _UNSAFE.sub(lambda match: "".join(f"~{byte:02X}" for byte in match[0].encode()), text)
+    if len(segment) <= _LONGEST_SEGMENT:
+        return segment
+    return f"{segment[: _LONGEST_SEGMENT - 34]}~~{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 def fingerprint(shaping: Mapping[str, Any]) -> str:

@@ -120,7 +120,7 @@ class AdaptiveLimit:
             return self._verdict(short or "KV memory is short", LOOK_S)
         return self._verdict(reason, look_s)
 
-    def unread(self, now: float, own: int) -> Verdict:  # noqa: ARG002 - what is in flight is known from the limit
+    def unread(self, now: float, own: int) -> Verdict:
         """The load could not be read: the limit stays, or is learnt from the pace of rows."""
         if self._read:
             return self._verdict("the load cannot be read just now", LOOK_S)
@@ -134,6 +134,8 @@ class AdaptiveLimit:
         if self._ceiling.value < self._limit:
             self._slope.disturbed()
             return self._verdict(refused or "refusals", LOOK_S)
+        if own + 1 < BOUND * self._limit:  # one may be between two rows
+            self._slope.disturbed()
         return self._verdict(self._slope.reason, LOOK_S)
 
     def gave_up(self, now: float, sequences: int) -> None:

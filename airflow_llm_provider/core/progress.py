@@ -22,6 +22,7 @@ class Pace:
         rows_per_s: over the last minute; 0 where nothing has been measured.
         tokens_per_s: completion tokens, over the last minute.
         eta_s: seconds to the end at this pace; None where it is not known.
+        errored: of those done.
     """
 
     done: int
@@ -29,16 +30,21 @@ class Pace:
     rows_per_s: float
     tokens_per_s: float
     eta_s: float | None
+    errored: int = 0
 
     def __str__(self) -> str:
         share = f"{100 * self.done / self.total:.1f} %" if self.total else "-"
         said = (
-            f"{self.done:,}/{self.total:,} rows ({share}), {self.rows_per_s:.1f} rows/s, "
+            f"{self.done:,}/{self.total:,} rows ({share}){self._bad}, {self.rows_per_s:.1f} rows/s, "
             f"{self.tokens_per_s:.0f} tokens/s"
         )
         if self.done >= self.total:
             return said
         return f"{said}, ETA {'unknown' if self.eta_s is None else duration(self.eta_s)}"
+
+    @property
+    def _bad(self) -> str:
+        return f", {self.errored:,} of them errored" if self.errored else ""
 
     def at_the_end(self, *, settled: int, completion_tokens: int, elapsed_s: float) -> Pace:
         """Of a try that has ended: where its last stretch was shorter than a minute, rates are that one's averages.

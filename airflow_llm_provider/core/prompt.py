@@ -202,11 +202,12 @@ class RequestTemplate:
             return template.render(self._context, row=row)
         except TemplateError as error:
             raise RowRejectedError(
-                f"the prompt cannot be rendered: {error.message}; the row's fields are: {_fields(row)}"
+                f"the prompt cannot be rendered: {_cut(str(error.message))}; the row's fields are: {_fields(row)}"
             ) from error
         except Exception as error:  # a template may do anything wrong with a value: divide it, index it, …
             raise RowRejectedError(
-                f"the prompt cannot be rendered: {type(error).__name__}: {error}; the row's fields are: {_fields(row)}"
+                f"the prompt cannot be rendered: {type(error).__name__}: {_cut(str(error))}; "
+                f"the row's fields are: {_fields(row)}"
             ) from error
 
 
@@ -218,5 +219,8 @@ def _content(message: Mapping[str, Any], number: int) -> str | None:
 
 
 def _fields(row: Mapping[str, Any]) -> str:
-    names = ", ".join(map(str, row)) or "none"
-    return names if len(names) <= _SHOWN_CHARS else f"{names[:_SHOWN_CHARS]}…"
+    return _cut(", ".join(map(str, row)) or "none")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"

@@ -13,7 +13,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from airflow_llm_provider.core.request import RowRequest
     from airflow_llm_provider.core.slices import SlicedRow
@@ -21,6 +21,21 @@ if TYPE_CHECKING:
 ALONE_FROM = 2
 """From this many deaths on, a row is in flight only while no other such row is: its next death convicts it alone. Rows
 that happened to be beside the cause each time would otherwise end with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What a row had spent when its try was held.
+
+    Attributes:
+        attempts: requests that were not given up by ourselves.
+        spent: how many of them count against its budget.
+        suspicions: deaths of the server that happened with the row in flight.
+    """
+
+    attempts: int = 0
+    spent: int = 0
+    suspicions: int = 0
 
 
 @dataclass(slots=True)
@@ -78,11 +93,15 @@ class Ticket:
 class RowQueue:
     """Tickets in the order in which they should go; those that go alone have a lane of their own.
 
+    Args:
+        spent: what rows had spent before, by index.
+
     Attributes:
         ready_bytes: of the bodies of rows that wait for their turn, back-offs not included.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spent: Mapping[int, Spent] | None = None) -> None:
+        self._spent = dict(spent or {})
         self.ready_bytes = 0
         self._ready: deque[Ticket] = deque()
         self._suspects: deque[Ticket] = deque()  # those that go alone
@@ -102,8 +121,22 @@ class RowQueue:
     def feed(self, requests: Iterable[RowRequest]) -> None:
         """Take in new rows, behind all others."""
         for request in requests:
-            self._ready.append(Ticket(request))
+            ticket = Ticket(request)
+            if self._spent and (before := self._spent.pop(request.index, None)) is not None:
+                ticket.sends, ticket.spent = before.attempts, before.spent
+                ticket.suspicions, ticket.doubtful = before.suspicions, before.suspicions > 0
+            self._lane(ticket).append(ticket)
             self.ready_bytes += len(request.body)
+
+    def spent(self) -> dict[int, Spent]:
+        """What the rows that wait, or were never fed, have spent; those that have spent nothing are left out."""
+        waiting = (*self._ready, *self._suspects, *(ticket for _, _, ticket in self._delayed))
+        found = {
+            ticket.request.index: Spent(attempts=ticket.attempts, spent=ticket.spent, suspicions=ticket.suspicions)
+            for ticket in waiting
+            if ticket.spent or ticket.suspicions
+        }
+        return {**self._spent, **found}
 
     def first(self, ticket: Ticket) -> None:
         """Have it go again before others."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from airflow_llm_provider.core.commands import Command
     from airflow_llm_provider.core.dispatch import Dispatcher
     from airflow_llm_provider.core.request import RowRequest
-    from airflow_llm_provider.core.row_queue import RowQueue
+    from airflow_llm_provider.core.row_queue import RowQueue, Spent
     from airflow_llm_provider.exceptions import LLMBatchError
 
 
@@ -66,6 +66,10 @@ class Spread:
     def feed(self, requests: Iterable[RowRequest]) -> None:
         """Take in rows, in the order in which they should go."""
         self._queue.feed(requests)
+
+    def spent(self) -> dict[int, Spent]:
+        """What rows without an outcome have spent, once none is in flight."""
+        return self._queue.spent()
 
     def stop(self, error: LLMBatchError) -> None:
         """Make every next command `Stop` with `error`; the first reason stands."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from aiohttp.client_proto import ResponseHandler
+    from aiohttp.connector import Connection
 
     from airflow_llm_provider.core.request import Completion
     from airflow_llm_provider.endpoint.settings import EndpointSettings
@@ -55,7 +56,18 @@ class _Connector(aiohttp.TCPConnector):
     """Notes, in the context of the task that asked for it, that a connection was made and not reused.
 
     This hook runs once per connection; aiohttp's tracing, the documented way, runs code on every request.
+
+    A connection on which something came while nothing was asked is not used again: aiohttp would take that for the
+    answer to the next request.
     """
+
+    async def _get(self, key: Any, traces: list[Any]) -> Connection | None:
+        while (connection := await super()._get(key, traces)) is not None:
+            protocol = connection.protocol
+            if protocol is not None and not protocol.should_close:
+                break
+            connection.close()
+        return connection
 
     async def _create_connection(
         self,
@@ -140,7 +152,9 @@ class EndpointClient:
                 answer = await read_body(response, most_bytes=MOST_ANSWER_BYTES)
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             return self._failure(error, answered=response is not None, at_once=loop.time() - started_s < RACE_S)
-        return self._decode(path, response, answer)
+        if len(answer) > _LARGE_BODY_BYTES:  # decoding it may take long, and the loop has other rows
+            return await asyncio.to_thread(self._decode, path, response, answer, request_id)
+        return self._decode(path, response, answer, request_id)
 
     async def stream(
         self, path: str, body: bytes, *, request_id: str, wait_s: float, arrived: Callable[[bytes], None]
@@ -166,7 +180,7 @@ class EndpointClient:
                 answer = await read_body(response, most_bytes=MOST_ANSWER_BYTES, arrived=arrived)
         except (aiohttp.ClientError, OSError) as error:
             return self._failure(error, answered=response is not None, at_once=True, waited_s=timeout.total)
-        return self._decode(path, response, answer)
+        return self._decode(path, response, answer, request_id)
 
     async def identify(self) -> ServerIdentity | Failure:
         """Asks who answers: ``/v1/models``, then ``/version``, which other servers need not have."""
@@ -246,7 +260,9 @@ class EndpointClient:
         url = self._urls[path] = URL(self._base_url + path)
         return url
 
-    def _decode(self, path: str, response: aiohttp.ClientResponse, body: bytes) -> Completion | Failure:
+    def _decode(
+        self, path: str, response: aiohttp.ClientResponse, body: bytes, request_id: str
+    ) -> Completion | Failure:
         headers = response.headers
         return decode(
             path=path,
@@ -257,6 +273,7 @@ class EndpointClient:
             date=headers.get("Date"),
             location=headers.get("Location"),
             secrets=self._secrets,
+            request_id=request_id,
         )
 
     def _failure(self, error: Exception, *, answered: bool, at_once: bool, waited_s: float | None = None) -> Failure:

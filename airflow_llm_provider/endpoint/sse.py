@@ -33,6 +33,7 @@ def assemble(body: bytes) -> dict[str, Any] | None:
 
 def _join(events: Iterator[bytes]) -> dict[str, Any] | None:
     choices: dict[int, _Choice] = {}
+    answer_id: Any = None
     usage: Any = None
     metrics: Any = None
     done = False
@@ -43,6 +44,7 @@ def _join(events: Iterator[bytes]) -> dict[str, Any] | None:
         event = orjson.loads(data)
         if event.get("error") or event.get("object") == "error":
             return dict(event)
+        answer_id = event.get("id") or answer_id
         usage = event.get("usage") or usage
         metrics = event.get("metrics") or metrics
         for chunk in event.get("choices") or ():
@@ -50,7 +52,7 @@ def _join(events: Iterator[bytes]) -> dict[str, Any] | None:
     if not done or any(choice.finish_reason is None for choice in choices.values()):
         return None
     joined = [choices[index].whole(index) for index in sorted(choices)]
-    return {"choices": joined, "usage": usage, "metrics": metrics}
+    return {"id": answer_id, "choices": joined, "usage": usage, "metrics": metrics}
 
 
 def _events(body: bytes) -> Iterator[bytes]:
@@ -73,6 +75,7 @@ class _Choice:
         self.text: list[str] = []
         self.texts: dict[str, list[str]] = {}
         self.tool_calls: dict[int, dict[str, Any]] = {}
+        self.arguments: dict[int, list[str]] = {}  # of those, in pieces: an answer may have a million
         self.logprobs: list[Any] = []
         self.token_ids: list[int] = []
         self.is_chat = False
@@ -96,14 +99,13 @@ class _Choice:
 
     def _add_call(self, call: dict[str, Any]) -> None:
         """A call's first delta carries id, type and name; later ones the next piece of its arguments."""
-        known = self.tool_calls.setdefault(
-            call.get("index", 0), {"id": None, "type": "function", "function": {"name": None, "arguments": ""}}
-        )
+        number = call.get("index", 0)
+        known = self.tool_calls.setdefault(number, {"id": None, "type": "function", "function": {"name": None}})
         known["id"] = call.get("id") or known["id"]
         known["type"] = call.get("type") or known["type"]
         function = call.get("function") or {}
         known["function"]["name"] = function.get("name") or known["function"]["name"]
-        known["function"]["arguments"] += function.get("arguments") or ""
+        self.arguments.setdefault(number, []).append(function.get("arguments") or "")
 
     def whole(self, index: int) -> dict[str, Any]:
         """The choice as an unstreamed answer has it."""
@@ -116,6 +118,8 @@ class _Choice:
         if not self.is_chat:
             return choice | {"text": "".join(self.text)}
         texts = {name: "".join(parts) for name, parts in self.texts.items()}
+        for number, pieces in self.arguments.items():
+            self.tool_calls[number]["function"]["arguments"] = "".join(pieces)
         calls = [self.tool_calls[number] for number in sorted(self.tool_calls)]
         content = texts.pop("content", None if calls or texts else "")
         return choice | {"message": {"role": "assistant", "content": content, "tool_calls": calls, **texts}}

@@ -6,6 +6,7 @@ may say is `LLMBatchOperator`'s.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import TaskGroup
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 SHARES = 32
 MOST_SHARES = 1024
 """Airflow's own ``max_map_length``, by default."""
+
+_OF_A_TASK = re.compile(r"(?:\bti|task_instance|\btask)\.\w+")
 
 _OF_GROUP = ("tooltip", "doc_md", "ui_color", "ui_fgcolor", "group_display_name")
 _OF_FIRST = ("trigger_rule",)
@@ -69,6 +72,16 @@ class LLMBatchGroup(TaskGroup):
     ) -> None:
         if not isinstance(shares, int) or isinstance(shares, bool) or not 1 <= shares <= MOST_SHARES:
             raise ConfigurationError(f"shares must be a whole number from 1 to {MOST_SHARES}, not {shares!r}")
+        if tasks_at_once is not None and (
+            not isinstance(tasks_at_once, int) or isinstance(tasks_at_once, bool) or tasks_at_once < 1
+        ):
+            raise ConfigurationError(f"tasks_at_once must be a whole number of 1 or more, not {tasks_at_once!r}")
+        result_path = arguments.get("result_path")
+        if isinstance(result_path, str) and (own := _OF_A_TASK.search(result_path)):
+            raise ConfigurationError(
+                f"result_path uses {own[0]}, which differs from task to task of the group, and all of them need one "
+                "path. {{ run_id }} and dates do not differ"
+            )
         if arguments.get("do_xcom_push", True) is not True:
             raise ConfigurationError("do_xcom_push: the group's tasks tell each other of shares by XCom; leave it out")
         if taken := arguments.keys() & {"task_id", "share", "run_task_id"}:

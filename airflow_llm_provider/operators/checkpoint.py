@@ -9,6 +9,7 @@ results are pushed as an XCom.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
@@ -36,6 +37,11 @@ PROGRESS_INTERVAL_S = 15.0
 
 RESULTS = "results"
 DEAD_LETTERS = "dead_letters"
+
+_MEANT = frozenset({"__classname__", "__version__", "__data__", "__id__", "__type", "__source", "__var"})
+"""Keys with which Airflow's serialisation of XComs marks what is no plain object."""
+
+_NOT_PLAIN = re.compile(rb'\\u0000|"__')
 
 _STORAGE = "Leave checkpoint out, and give a result_path on object storage"
 
@@ -128,15 +134,19 @@ def _lines(store: RunStore, name: str, *, rows: int) -> list[Any]:
     lines = [] if data is None else data.splitlines()
     if len(lines) != rows:
         raise StorageError(f"{store.uri}/{name} has {len(lines)} of its {rows} lines. The next try reads it again")
-    return [_without_nul(orjson.loads(line)) if rb"\u0000" in line else orjson.loads(line) for line in lines]
+    return [_plain(orjson.loads(line)) if _NOT_PLAIN.search(line) else orjson.loads(line) for line in lines]
 
 
-def _without_nul(value: Any) -> Any:
-    """Postgres keeps XComs as JSONB, which knows no NUL: it is replaced as what cannot be shown is."""
+def _plain(value: Any) -> Any:
+    """The same for Airflow and its database.
+
+    Postgres keeps XComs as JSONB, which knows no NUL: it is replaced as what cannot be shown is. An object with a key
+    of `_MEANT` is for Airflow one of its own serialised values: such a key gets a ``_`` more in front.
+    """
     if isinstance(value, str):
         return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
     if isinstance(value, list):
-        return [_without_nul(each) for each in value]
+        return [_plain(each) for each in value]
     if isinstance(value, dict):
-        return {_without_nul(name): _without_nul(each) for name, each in value.items()}
+        return {f"_{name}" if name in _MEANT else _plain(name): _plain(each) for name, each in value.items()}
     return value

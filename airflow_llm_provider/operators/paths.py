@@ -37,6 +37,10 @@ def result_uri(result_path: str | None, *, base: str, identity: RunIdentity) -> 
         raise ConfigurationError(f"result_path {path!r} holds a character that no path should. Name the folder itself")
     if ".." in path.replace("\\", "/").split("/"):
         raise ConfigurationError(f"result_path {path!r} holds '..', which could leave its base. Name the folder itself")
+    if path.startswith("//") or (path.startswith("file://") and not path.startswith("file:///")):
+        raise ConfigurationError(
+            f"result_path {path!r} names a host where none can be. A local folder is /folder or file:///folder"
+        )
     if "://" in path or path.startswith("/"):
         return _with_scheme(path)
     return f"{_with_scheme(base)}/{path.strip('/')}"

@@ -251,6 +251,8 @@ def source_of(source: Any) -> Source:
     Raises:
         ConfigurationError: when it is none.
     """
+    if isinstance(source, str) and not source.strip():
+        raise ConfigurationError("source is empty after rendering. Name a file or a glob, such as s3://docs/*.jsonl")
     if isinstance(source, str) or hasattr(source, "__fspath__"):
         return JsonlSource([str(source)])
     if isinstance(source, Sequence) and source and all(isinstance(item, str) for item in source):

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
 import orjson
+from fsspec.implementations.local import LocalFileSystem
 
 from airflow_llm_provider.core.chunks import Chunk, ChunkPlan
 from airflow_llm_provider.core.request import Position
-from airflow_llm_provider.exceptions import LLMBatchError, SourceError
+from airflow_llm_provider.exceptions import LLMBatchError, SourceError, StorageError
 from airflow_llm_provider.storage.duplicates import DuplicateFinder
 from airflow_llm_provider.storage.source import Scan, SourceRow, duplicate_id
 from airflow_llm_provider.storage.store import open_path, storage_error
@@ -38,6 +39,18 @@ class _File:
     pattern: int  # which of the source's patterns found it
     size_bytes: int
     version: str  # changes when the file does: ETag, checksum or modification time, whichever the store has
+
+
+class _Content:
+    """What was read of a file."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+        self.size_bytes = 0
+
+    def add(self, block: bytes) -> None:
+        self.sha256.update(block)
+        self.size_bytes += len(block)
 
 
 class JsonlSource:
@@ -77,23 +90,23 @@ class JsonlSource:
             repeated: tuple[int, int] | None = None
             for number, file in enumerate(self._find()):
                 first = total
-                content = hashlib.sha256()
-                for offset, line_number, line in self._lines(file, 0, 1, content.update):
+                content = _Content()
+                for offset, line_number, line in self._lines(file, 0, 1, content.add):
                     if total % chunk_rows == 0:
                         starts.append((number, offset, line_number))
                     label = _label(line)
                     if label is not None and repeated is None:
                         repeated = finder.add(label, total)
                     total += 1
-                digest.update(content.digest())
+                digest.update(content.sha256.digest())
                 files.append(
                     {
                         "uri": file.uri,
                         "path": file.path,
                         "pattern": file.pattern,
-                        "bytes": file.size_bytes,
+                        "bytes": content.size_bytes,  # as read: a listing may be older
                         "version": file.version,
-                        "sha256": content.hexdigest(),
+                        "sha256": content.sha256.hexdigest(),
                         "rows": total - first,
                     }
                 )
@@ -125,8 +138,7 @@ class JsonlSource:
         offset, line_number = chunk.offset, chunk.line
         for pinned in snapshot["files"][chunk.file :]:
             file = _File(pinned["uri"], pinned["path"], pinned["pattern"], pinned["bytes"], pinned["version"])
-            self._check_now(file, pinned)
-            for _, number, line in self._lines(file, offset, line_number):
+            for _, number, line in self._lines(file, offset, line_number, self._checks(file, pinned)):
                 yield SourceRow(index, Position(file=file.uri, line=number), line)
                 index += 1
                 if index == end:
@@ -148,8 +160,7 @@ class JsonlSource:
             try:
                 is_glob = any(magic in path for magic in "*?[")
                 infos = fs.glob(path, detail=True) if is_glob else {path: fs.info(path)}
-                # A symbolic link in a listing is described as itself; asked for by name, as the file it leads to.
-                infos = {name: fs.info(name) if info.get("islink") else info for name, info in infos.items()}
+                infos = self._followed(fs, infos, pinned=pinned is not None)
             except FileNotFoundError:
                 infos = {}
             except LLMBatchError:
@@ -162,8 +173,25 @@ class JsonlSource:
                 if info["type"] == "file"
             ]
             if not matched and pinned is None:
+                _check_bucket(fs, path, pattern)
                 raise _nothing(pattern, folder=any(info["type"] == "directory" for info in infos.values()))
             found.extend(matched)
+        if pinned is None:
+            _check_named_once(found)
+        return found
+
+    @staticmethod
+    def _followed(fs: Any, infos: Mapping[str, Any], *, pinned: bool) -> dict[str, Any]:
+        """A symbolic link in a listing is described as itself; asked for by name, as the file it leads to."""
+        found = {}
+        for name, info in infos.items():
+            try:
+                found[name] = fs.info(name) if info.get("islink") else info
+            except FileNotFoundError as error:
+                if not pinned:  # else it is none of the run's files, or one that is missing now
+                    raise SourceError(
+                        f"source: {name} is a link, and what it leads to is not there. Mend it, or remove it"
+                    ) from error
         return found
 
     def _lines(
@@ -203,8 +231,12 @@ class JsonlSource:
             stream.seek(offset)
         return stream
 
+    def _checks(self, file: _File, pinned: Mapping[str, Any]) -> Callable[[bytes], None]:
+        """Called with each block that was read, before its rows are handed on: they are found by their offsets."""
+        return lambda _: self._check_now(file, pinned)
+
     def _check_now(self, file: _File, pinned: Mapping[str, Any]) -> None:
-        """Whether a pinned file is as it was, just before it is read on: its rows are found by their offsets.
+        """Whether a pinned file is as it was: what has been read of one that is not belongs to another input.
 
         Raises:
             SourceError: it has changed, or is gone.
@@ -231,10 +263,10 @@ class JsonlSource:
         raise SourceError(f"{pinned['uri']} has changed since this run began. {_RESTART}")
 
     def _content_digest(self, file: _File) -> str:
-        content = hashlib.sha256()
-        for _ in self._lines(file, 0, 1, content.update):
+        content = _Content()
+        for _ in self._lines(file, 0, 1, content.add):
             pass
-        return content.hexdigest()
+        return content.sha256.hexdigest()
 
     def _repeated(self, snapshot: Mapping[str, Any], plan: ChunkPlan, first: int, second: int) -> SourceError:
         def row(index: int) -> SourceRow:
@@ -249,6 +281,23 @@ class JsonlSource:
 _RESTART = "Put it back as it was, or set on_stale='restart' to begin this run anew"
 
 
+def _check_bucket(fs: Any, path: str, pattern: str) -> None:
+    """Whether the bucket is there: a store says of a missing one that it holds nothing.
+
+    Raises:
+        StorageError: it is not, or may not be seen.
+    """
+    if isinstance(fs, LocalFileSystem):
+        return
+    bucket = path.split("/", 1)[0]
+    try:
+        there = fs.exists(bucket)
+    except Exception as error:  # whatever the store's client raises
+        raise storage_error(f"looking for the bucket of {pattern}", error) from error
+    if not there:
+        raise StorageError(f"source: {pattern}: there is no bucket {bucket}, or this connection may not see it")
+
+
 def _nothing(pattern: str, *, folder: bool) -> SourceError:
     if folder:
         return SourceError(f"source: {pattern} is a folder. Name its files, e.g. {pattern.rstrip('/')}/*.jsonl")
@@ -256,6 +305,14 @@ def _nothing(pattern: str, *, folder: bool) -> SourceError:
         f"source: no file matches {pattern}. An input that may be empty must still be there as an empty file; "
         "one that comes later needs a sensor before this task"
     )
+
+
+def _check_named_once(files: Sequence[_File]) -> None:
+    seen: set[str] = set()
+    for file in files:
+        if file.uri in seen:
+            raise SourceError(f"source: {file.uri} is named twice, so that its rows would be asked twice")
+        seen.add(file.uri)
 
 
 def _check_length(line: bytes, file: _File, line_number: int) -> None:
@@ -282,4 +339,5 @@ def _label(line: bytes) -> str | None:
     except ValueError:
         return None
     label = row.get("custom_id") if isinstance(row, dict) else None
-    return str(label) if isinstance(label, str | int) else None  # another one makes a bad row later
+    # Another one makes a bad row later.
+    return str(label) if isinstance(label, str | int) and not isinstance(label, bool) else None

@@ -9,6 +9,7 @@
     _run/progress.json                overwritten every few seconds
     _run/lease.json                   which try may write, while one works
     _run/tries.json                   how many tries in a row brought it nowhere, where that is counted
+    _run/attempts.json                what rows have spent, while a try that is held is away
     _run/journal/00042/<fingerprint>-<try>-00007.jsonl   settled rows of chunk 42, one object per flush
     _run/commits/<fingerprint>-<try>-00007.jsonl   summaries of committed chunks: a resume need not read their parts
     _run/dead/00042-<fingerprint>-<part>.jsonl   dead letters of chunk 42, until the run's end assembles them
@@ -31,6 +32,7 @@ RUN_FOLDER = "_run"
 RUN = "_run/run.json"
 PROGRESS = "_run/progress.json"
 TRIES = "_run/tries.json"
+ATTEMPTS = "_run/attempts.json"
 LEASE = "_run/lease.json"
 MANIFEST = "manifest.json"
 JOURNAL = "_run/journal"

@@ -67,7 +67,7 @@ class Parts:
         summary = _summary(number, data, [(row.status, row.usage) for row in settled])
         letters = [row.dead_letter for row in settled if row.dead_letter is not None]
         if letters:
-            self._store.write(self._dead(summary), b"".join(letters))
+            self._store.put_new(self._dead(summary), b"".join(letters))  # what lies there is the same: its name says so
         name = layout.part(number, self._fingerprint)
         if not self._store.put_new(name, data):
             there = self._read(opened.chunk, name)

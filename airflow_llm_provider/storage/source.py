@@ -114,7 +114,7 @@ class ListSource:
         seen: dict[str, int] = {}
         for number, item in enumerate(self._items):
             label = item.get("custom_id")
-            if not isinstance(label, str | int):  # another one makes a bad row later
+            if not isinstance(label, str | int) or isinstance(label, bool):  # another one makes a bad row later
                 continue
             if str(label) in seen:
                 raise duplicate_id(str(label), Position(file="", line=seen[str(label)]), Position(file="", line=number))

@@ -4,7 +4,8 @@ Owns how files become keys, and how much they may be. Speaks as much of fsspec's
 Does not know what the files mean, nor Airflow: values come and go through `KeyValues`.
 
 The store cannot list its keys, so an index lies at one of them. A file is written in pieces under keys that are new,
-and is there when the index says so: killed in between, the old one is, and the pieces are overwritten by the next.
+and is there when the index says so: killed in between, the old one is, and the pieces are overwritten by the next. What
+a kill after that leaves of the old one stays as long as the DAG run.
 Bytes are compressed, and kept as base64, for a value is JSON. Two writers are kept apart by Airflow: a try that was
 superseded can neither read nor write. What it reads then looks like nothing, so an index that was there once and is not
 any more is an error. Within a process one thread at a time is at it.
@@ -32,7 +33,11 @@ MOST_BYTES = 8 * 2**20
 """Of all files together, before they are compressed: rows of Airflow's database, and answers become an XCom."""
 
 AT_ONCE = 2
-"""A file that is created may bring them to so many times that: what it replaces is removed next."""
+"""A file that is created, or assembled of others, may bring them to so many times that: those are removed next."""
+
+SMALL = 512
+"""By so small a part of what may be kept any file may grow up to there: a run that has become too large can be begun
+anew."""
 
 
 class KeyValues(Protocol):
@@ -94,8 +99,14 @@ class StateFiles:
             raise FileNotFoundError(base)
         return found
 
-    def pipe_file(self, path: str, data: bytes, mode: str = "overwrite") -> None:
+    def pipe_file(self, path: str, data: bytes, mode: str = "overwrite", *, replaces: bool = False) -> None:
         """Put the whole file in place at once.
+
+        Args:
+            path: the file.
+            data: its bytes.
+            mode: ``create`` leaves one that lies there.
+            replaces: it is assembled of others, which are removed next.
 
         Raises:
             FileExistsError: `mode` is ``create`` and there is one.
@@ -110,7 +121,9 @@ class StateFiles:
             before = files.get(path)
             if before is not None and mode == "create":
                 raise FileExistsError(path)
-            self._check_size({**files, path: [0, 0, len(data)]}, AT_ONCE if mode == "create" else 1)
+            grows = len(data) - (before[2] if before else 0)
+            lightly = mode == "create" or replaces or grows <= self._most_bytes // SMALL
+            self._check_size({**files, path: [0, 0, len(data)]}, AT_ONCE if lightly else 1)
             number = index["next"]
             for key, piece in zip(_keys(number, len(pieces)), pieces, strict=True):
                 self._values.set(key, piece)
@@ -121,7 +134,7 @@ class StateFiles:
 
     def put_file(self, local: str, path: str) -> None:
         """Put a local file in place; raises as `pipe_file` does."""
-        self.pipe_file(path, Path(local).read_bytes())
+        self.pipe_file(path, Path(local).read_bytes(), replaces=True)
 
     def rm_file(self, path: str) -> None:
         """Remove it; raises as `info` does."""
@@ -166,8 +179,9 @@ class StateFiles:
         if size > times * self._most_bytes:
             raise ConfigurationError(
                 f"The run would keep {size:,} bytes in Airflow, and one with checkpoint='xcom' may keep "
-                f"{self._most_bytes:,}. Leave checkpoint out, give a result_path on object storage, and clear the "
-                "task: it begins anew there"
+                f"{self._most_bytes:,}: answers, and requests and errors of rows that errored. Leave checkpoint out, "
+                "give a result_path on object storage, and clear the task: it begins anew there, and tasks downstream "
+                "find the results at the manifest's result_path, where there is no XCom of them"
             )
 
     def _remove(self, entries: list[list[int]]) -> None:

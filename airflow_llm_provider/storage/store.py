@@ -17,10 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import ObjectStoragePath
+from airflow.sdk import BaseHook, ObjectStoragePath
 from fsspec.implementations.local import LocalFileSystem
 
-from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError, StorageError
+from airflow_llm_provider.exceptions import ConfigurationError, ConnectionMissingError, LLMBatchError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -63,7 +63,7 @@ def storage_error(what: str, error: Exception) -> StorageError:
             "the connection's config_kwargs"
         )
     else:
-        advice = "Nothing is lost; the next try reads it again"
+        advice = "Nothing is lost; another try reads it again"
     return StorageError(f"Storage failed at: {what}: {type(error).__name__}: {error}. {advice}")
 
 
@@ -89,9 +89,11 @@ def open_path(uri: str, *, what: str) -> tuple[Any, str]:
 
     Raises:
         ConfigurationError: when none does; `what` says whose URI it is.
+        ConnectionMissingError: Airflow does not know the connection that the URI names.
     """
     try:
         path = ObjectStoragePath(uri)
+        _check_connection(path.storage_options.get("conn_id"), f"{what} {uri}")
         fs: Any = path.fs
     except (ValueError, ImportError) as error:
         raise ConfigurationError(
@@ -99,6 +101,19 @@ def open_path(uri: str, *, what: str) -> tuple[Any, str]:
             "e.g. airflow-llm-provider[s3] for s3://"
         ) from error
     return StrictLocalFileSystem() if isinstance(fs, LocalFileSystem) else fs, str(path.path)
+
+
+def _check_connection(conn_id: str | None, named_by: str) -> None:
+    """Whether there is one: providers make do without, and would ask whoever has a bucket of that name, with no key."""
+    if not conn_id:
+        return
+    try:
+        BaseHook.get_connection(conn_id)
+    except Exception as error:  # of several types over Airflow's versions
+        raise ConnectionMissingError(
+            f"{named_by} names the connection {conn_id}, which Airflow does not know, or could not look up: {error}. "
+            "Make it (Admin, Connections), or name another"
+        ) from error
 
 
 class RunStore:

@@ -279,3 +279,18 @@ def climbed(*, places: int) -> tuple[Slope, float]:
         now += 1 / min(slope.limit, places)
         slope.ended(now)
     return slope, now
+
+
+def test_a_limit_that_does_not_bind_is_not_learnt_from() -> None:
+    """Where `max_in_flight` is less, the pace says nothing of what more in flight would bring."""
+    limit, now = AdaptiveLimit(16), 0.0
+    for _ in range(2000):
+        now += 0.1
+        limit.unread(now, 8)
+        limit.ended(now, 0.5)
+    assert limit.unread(now, 8).limit == 16
+    for _ in range(2000):
+        now += 0.01
+        limit.unread(now, 16)
+        limit.ended(now, 0.5)
+    assert limit.unread(now, 16).limit > 16

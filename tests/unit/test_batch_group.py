@@ -89,3 +89,22 @@ def test_shares_travel_by_xcom() -> None:
 def test_a_dag_with_a_group_can_be_serialised() -> None:
     dag, _ = group_of(shares=7)
     assert "batch.work" in str(DagSerialization.to_dict(dag))
+
+
+@pytest.mark.parametrize("at_once", [0, -1, 1.5, True, "2"])
+def test_a_number_of_tasks_at_once_that_none_can_have(at_once: Any) -> None:
+    """Airflow would parse it, and its scheduler die of it."""
+    with pytest.raises(ConfigurationError, match="tasks_at_once must be a whole number of 1 or more"):
+        group_of(tasks_at_once=at_once)
+
+
+@pytest.mark.parametrize(
+    "path", ["s3://b/{{ ti.map_index }}", "/x/{{ task_instance.task_id }}", "/x/{{ task.task_id }}"]
+)
+def test_a_result_path_of_one_task_alone(path: str) -> None:
+    with pytest.raises(ConfigurationError, match="which differs from task to task of the group"):
+        group_of(result_path=path)
+
+
+def test_a_result_path_with_a_word_like_those() -> None:
+    group_of(result_path="s3://b/tasks/ti/{{ run_id }}")

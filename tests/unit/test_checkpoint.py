@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import DAG, NEVER_EXPIRE
+from airflow.sdk.serde import deserialize, serialize
 from state_fakes import Values
 
 from airflow_llm_provider.batch.execution import run_job
@@ -138,7 +139,7 @@ def test_too_many_rows_say_so_before_anything_is_sent(stub: StubVLLM) -> None:
 def test_answers_that_are_too_large_fail_without_a_retry(mocker: MockerFixture) -> None:
     small = partial(StateFiles, most_bytes=4000)
     mocker.patch("airflow_llm_provider.operators.checkpoint.StateFiles", small)
-    with pytest.raises(AirflowFailException, match=r"may keep 4,000\. .*object storage"):
+    with pytest.raises(AirflowFailException, match=r"may keep 4,000: .*object storage"):
         Task(Values(), source=[{"text": f"text {number}"} for number in range(140)]).attempt()
 
 
@@ -218,3 +219,44 @@ def test_whoever_was_too_large_for_airflow_begins_anew_on_storage(airflow: Path,
     manifest = Task(values, checkpoint="storage", tries=1).attempt()
     assert manifest["result_path"] == f"file://{airflow}/d/t/r"
     assert stub.received == 14
+
+
+@pytest.mark.parametrize(
+    ("odd", "shown"),
+    [
+        ({"__id__": 1}, {"___id__": 1}),
+        (
+            {"__classname__": "x", "__data__": [{"__version__": 2}]},
+            {"___classname__": "x", "___data__": [{"___version__": 2}]},
+        ),
+        ({"__type": "set", "__var": [1]}, {"___type": "set", "___var": [1]}),
+        ({"__other__": "__id__", "_id": "\0"}, {"__other__": "__id__", "_id": "\N{REPLACEMENT CHARACTER}"}),
+    ],
+)
+def test_keys_that_mean_something_to_airflow_arrive(
+    stub: StubVLLM, *, odd: dict[str, Any], shown: dict[str, Any]
+) -> None:
+    """In a request that was refused, and in a tool call: pushing them would fail, or make something else of them."""
+    line = {"custom_id": "a", "url": "/v1/chat/completions", "body": {"messages": [], "metadata": odd}}
+    stub.behaviour.fault = lambda _body, _nth: Fault.bad_request()
+    task = Task(Values(), source=[line], prompt=None, max_error_rate=1.0)
+    task.attempt()
+    (letter,) = task.xcoms["dead_letters"]
+    assert letter["request"]["body"]["metadata"] == shown
+    assert deserialize(serialize(task.xcoms["dead_letters"])) == task.xcoms["dead_letters"]
+
+
+def test_dead_letters_are_not_counted_twice(stub: StubVLLM, mocker: MockerFixture) -> None:
+    """Those of the chunks go when the run's own are put together of them."""
+    stub.behaviour.fault = lambda _body, _nth: Fault.bad_request()
+    rows = [{"text": "x" * 10_000} for _ in range(100)]
+    task = Task(Values(), source=rows, max_error_rate=1.0)
+    task.attempt()
+    letters = sum(len(json.dumps(letter)) for letter in task.xcoms["dead_letters"])
+    results = sum(len(json.dumps(row)) for row in task.xcoms["results"])
+    small = partial(StateFiles, most_bytes=letters + results + 100_000)
+    mocker.patch("airflow_llm_provider.operators.checkpoint.StateFiles", small)
+    again = Task(Values(), source=rows, max_error_rate=1.0)
+    again.attempt()
+    assert len(again.xcoms["dead_letters"]) == 100
+    assert letters > results + 100_000, "twice would have been too much"

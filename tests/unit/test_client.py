@@ -6,6 +6,7 @@ import ipaddress
 import socket
 import ssl
 import struct
+import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -555,3 +556,58 @@ def test_resolve_model() -> None:
 def test_resolve_model_refuses(models: tuple[ServedModel, ...], wanted: str | None, words: str) -> None:
     with pytest.raises(EndpointRefusedError, match=words):
         resolve_model(ServerIdentity(models, None, is_vllm=True), wanted)
+
+
+async def test_a_connection_on_which_something_came_unasked_is_not_used_again() -> None:
+    """It would be taken for the answer to the next request, and each one after it for the next but one's."""
+    connections = 0
+
+    async def answer_twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while True:
+            await read_request(reader)
+            writer.write(ANSWER)
+            await asyncio.sleep(0.02)
+            writer.write(ANSWER)
+
+    async with raw_server(answer_twice) as url, client_of(url) as client:
+        for _ in range(3):
+            assert isinstance(await client.send(CHAT, BODY, request_id="r"), Completion)
+            await asyncio.sleep(0.1)
+    assert connections == 3
+
+
+async def test_an_answer_to_another_request_is_none() -> None:
+    async def answer_the_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        body = OK.replace(b'{"choices"', b'{"id":"chatcmpl-0123456789ab-01234567-7-1","choices"')
+        while True:
+            await read_request(reader)
+            writer.write(ANSWER.split(b"Content-Length")[0] + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+    async with raw_server(answer_the_first) as url, client_of(url) as client:
+        first = await client.send(CHAT, BODY, request_id="0123456789ab-01234567-7-1")
+        other = await client.send(CHAT, BODY, request_id="0123456789ab-01234567-8-1")
+    assert isinstance(first, Completion)
+    assert kind_of(other) is FailureKind.GARBLED
+
+
+async def test_a_large_answer_is_decoded_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = OK.replace(b'"hi"', b'"%s"' % (b"x" * (2 << 20)))
+    decoding: list[bool] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(ANSWER.split(b"Content-Length")[0] + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await writer.drain()
+
+    whole = client_module.decode
+
+    def noted(**fields: Any) -> Completion | Failure:
+        decoding.append(threading.current_thread() is threading.main_thread())
+        return whole(**fields)
+
+    monkeypatch.setattr(client_module, "decode", noted)
+    async with raw_server(answer) as url:
+        assert isinstance(await send_one(url), Completion)
+    assert decoding == [False]

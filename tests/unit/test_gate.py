@@ -33,6 +33,7 @@ class World:
 
     def __init__(self, terms: Terms, now: datetime, *, watch: Any = None, shift: timedelta | None = None) -> None:
         self.now = now
+        self.loop_s = 1000.0
         self.said: list[Any] = []
         self.ended: list[BaseException | None] = []
         self.in_flight = 0
@@ -54,6 +55,10 @@ class World:
             shift=shift,
             now=lambda: self.now,
         )
+
+    @property
+    def away(self) -> bool:
+        return self.circuit.state is not State.UP
 
     def bounded_s(self) -> float:
         return min(self.predicted_s, self.durations.at_most_s)
@@ -78,8 +83,9 @@ class World:
     def step(self, seconds: float = 0.0) -> Any:
         """Let time pass, ask the gate once, and return what it said to the runner."""
         self.now += timedelta(seconds=seconds)
+        self.loop_s += seconds
         self.said.clear()
-        self.delay_s = self.gate.step(1000.0)
+        self.delay_s = self.gate.step(self.loop_s)
         return self.said[-1]
 
 
@@ -113,7 +119,7 @@ def test_waits_in_place_for_a_window_that_opens_soon() -> None:
     world = World(NIGHTLY, OPENS - timedelta(seconds=SHORT_WAIT_S))
     assert world.step() == "yield"
     assert not world.ended
-    assert world.step(SHORT_WAIT_S) == (8, 1000 + 8 * 3600 - CLOSE_MARGIN_S)
+    assert world.step(SHORT_WAIT_S) == (8, world.loop_s + 8 * 3600 - CLOSE_MARGIN_S)
     early = World(NIGHTLY, OPENS - timedelta(seconds=SHORT_WAIT_S + 1))
     early.step()
     assert isinstance(early.ended[0], RunHeld)
@@ -315,6 +321,7 @@ class TestShifts:
     def test_what_is_begun_may_end_and_then_the_worker_is_given_back(self) -> None:
         world = World(Terms(limit=8), OPENS, shift=self.HALF_AN_HOUR)
         world.done, world.in_flight = 5, 3
+        world.step()
         assert world.step(30 * 60 - 1) == (8, None)
         assert world.step(1) == "drain"
         assert not world.ended
@@ -327,6 +334,7 @@ class TestShifts:
 
     def test_where_no_row_has_settled_it_is_twice_as_long(self) -> None:
         world = World(Terms(limit=8), OPENS, shift=self.HALF_AN_HOUR)
+        world.step()
         for _ in range(59):
             assert world.step(60) == (8, None)
         assert world.step(60) == "drain"
@@ -334,6 +342,7 @@ class TestShifts:
     def test_in_an_outage_none_ends(self) -> None:
         world = World(Terms(limit=8), OPENS, shift=self.HALF_AN_HOUR)
         world.done, world.circuit.state = 5, State.DOWN
+        world.step()
         assert world.step(3600) == (8, None)
         world.circuit.state = State.UP
         assert world.step(1) == "drain"
@@ -341,11 +350,30 @@ class TestShifts:
     def test_rows_of_which_slices_are_kept_are_waited_for_a_while(self) -> None:
         world = World(Terms(limit=8), OPENS, shift=self.HALF_AN_HOUR)
         world.done, world.begun = 5, True
+        world.step()
         assert world.step(30 * 60) == "drain"
         world.step(DRAIN_S - 1)
         assert not world.ended
         world.step(1)
         assert isinstance(world.ended[0], RunHeld)
+
+    def test_a_clock_that_is_set_neither_ends_nor_lengthens_one(self) -> None:
+        world = World(Terms(limit=8), OPENS, shift=self.HALF_AN_HOUR)
+        world.done = 5
+        world.step()
+        world.now += timedelta(days=1)
+        assert world.step(60) == (8, None)
+        world.now -= timedelta(days=2)
+        assert world.step(29 * 60) == "drain"
+
+    def test_a_window_in_which_no_row_ended_is_one_though_most_of_it_was_drained(self) -> None:
+        world = World(NIGHTLY, OPENS, shift=self.HALF_AN_HOUR)
+        world.in_flight = 1
+        for _ in range(8 * 60):
+            world.step(60)
+        error = world.ended[-1]
+        assert isinstance(error, ConfigurationError)
+        assert "A whole window of 8 h 00 min went by" in str(error)
 
     def test_the_window_closes_on_what_drains_as_on_any_other(self) -> None:
         world = World(NIGHTLY, CLOSES - timedelta(seconds=CLOSE_MARGIN_S + 1.4), shift=timedelta(seconds=0))

@@ -192,8 +192,11 @@ def test_which_strings_are_secrets() -> None:
     assert secrets_in(None, ["", "Basic !"]) == ("", "Basic !", "!")
 
 
-@pytest.mark.parametrize("path", ["tenant/.\t./.\t./elsewhere", "a/.\n./b", "a/.\r./b", "a\0b", "a/\u2028b"])
-def test_a_result_path_does_not_climb_by_characters_that_urls_lose(path: str) -> None:
+@pytest.mark.parametrize(
+    "path",
+    ["tenant/.\t./.\t./elsewhere", "a/.\n./b", "a/.\r./b", "a\0b", "a/\u2028b", "//results/x", "file://results/x"],
+)
+def test_a_result_path_that_would_be_another_than_it_looks(path: str) -> None:
     with pytest.raises(ConfigurationError, match="result_path"):
         result_uri(path, base="/data", identity=RunIdentity(dag_id="d", task_id="t", run_id="r"))
 

@@ -81,3 +81,13 @@ def test_canonical_says_what_json_cannot() -> None:
     assert canonical({"b": [1, "ä"], "a": None}) == '{"a":null,"b":[1,"ä"]}'.encode()
     with pytest.raises(TypeError):
         canonical({"a": {1, 2}})
+
+
+def test_a_name_longer_than_file_systems_bear_is_cut_and_stays_its_own() -> None:
+    long, other = "\u65e5" * 40, "\u65e5" * 41
+    path = RunIdentity(dag_id=long, task_id="t", run_id="r").path()
+    segment = path.split("/")[0]
+    assert len(segment) == 240
+    assert segment.startswith("~E6~97~A5~E6")
+    assert segment != RunIdentity(dag_id=other, task_id="t", run_id="r").path().split("/")[0]
+    assert RunIdentity(dag_id="d" * 240, task_id="t", run_id="r").path() == f"{'d' * 240}/t/r"

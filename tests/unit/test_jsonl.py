@@ -314,3 +314,58 @@ def test_what_a_repetition_is(tmp_path: Path, rows: list[Any], *, repeated: bool
             source.scan(10)
     else:
         assert source.scan(10).plan.total_rows == 2
+
+
+def test_a_link_that_leads_nowhere_beside_the_input(tmp_path: Path) -> None:
+    """It may lead to a disk that is not there: an input without it would be another one."""
+    source = source_of(tmp_path, a=b"1\n")
+    scan = source.scan(9)
+    glob = JsonlSource([f"{tmp_path}/*.jsonl"])
+    whole = glob.scan(9)
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(SourceError, match=r"b\.jsonl is a link, and what it leads to is not there"):
+        glob.scan(9)
+    assert glob.check(whole.snapshot) == []
+    assert source.check(scan.snapshot) == []
+
+
+def test_a_file_that_grows_while_it_is_scanned_is_pinned_as_read(tmp_path: Path, mocker: MockerFixture) -> None:
+    source = source_of(tmp_path, a=b"1\n2\n")
+    whole = source._find
+
+    def late(**pinned: Any) -> Any:
+        found = whole(**pinned)
+        if not pinned:
+            with (tmp_path / "a.jsonl").open("ab") as file:
+                file.write(b"3\n")
+        return found
+
+    mocker.patch.object(source, "_find", late)
+    scan = source.scan(9)
+    assert (scan.plan.total_rows, scan.snapshot["files"][0]["bytes"]) == (3, 6)
+    mocker.stopall()
+    assert source.check(scan.snapshot) == []
+    assert len(list(source.rows(scan.snapshot, scan.plan.chunk(0)))) == 3
+
+
+def test_a_file_named_twice(tmp_path: Path) -> None:
+    source_of(tmp_path, a=b"1\n")
+    with pytest.raises(SourceError, match=r"a\.jsonl is named twice"):
+        JsonlSource([f"{tmp_path}/a.jsonl", f"{tmp_path}/*.jsonl"]).scan(9)
+
+
+def test_a_file_that_changes_between_two_blocks(tmp_path: Path, mocker: MockerFixture) -> None:
+    mocker.patch.object(jsonl, "_BLOCK_BYTES", 4)
+    source = source_of(tmp_path, a=b"1\n2\n3\n4\n")
+    scan = source.scan(9)
+    rows = source.rows(scan.snapshot, scan.plan.chunk(0))
+    assert next(rows).raw == b"1"
+    (tmp_path / "a.jsonl").write_bytes(b"5\n6\n7\n8\n")
+    assert next(rows).raw == b"2", "it was read before"
+    with pytest.raises(SourceError, match="has changed"):
+        next(rows)
+
+
+def test_ids_that_are_none_repeat_nothing(tmp_path: Path) -> None:
+    """Each makes a bad row."""
+    assert source_of(tmp_path, a=b'{"custom_id":true}\n{"custom_id":true}\n').scan(9).plan.total_rows == 2

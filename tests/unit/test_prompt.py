@@ -211,3 +211,10 @@ def test_batch_lines_are_sent_as_they_are() -> None:
 def test_batch_lines_that_are_none(change: dict[str, Any], words: str) -> None:
     with pytest.raises(RowRejectedError, match=words):
         build({**LINE, **change})
+
+
+def test_an_error_of_a_template_is_cut() -> None:
+    made = RequestTemplate(RequestSpec(prompt="{{ row.text.encode('ascii') }}{{ row[row.text] }}"), model="m")
+    with pytest.raises(RowRejectedError) as raised:
+        made.build({"text": "x" * 300_000})
+    assert len(str(raised.value)) < 1200

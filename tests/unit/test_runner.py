@@ -42,13 +42,13 @@ class Client:
         return GONE
 
 
-def runner_of(made: Dispatcher) -> Runner:
+def runner_of(*made: Dispatcher) -> Runner:
     nothing: Any = SimpleNamespace(totals=SimpleNamespace(errored=0))
     client: Any = Client()
     return Runner(
-        clients=[(client, None)],
-        senders=[nothing],
-        spread=Buggy([made], made._queue, limit=4),
+        clients=[(client, None) for _ in made],
+        senders=[nothing for _ in made],
+        spread=Buggy(made, made[0]._queue, limit=4),
         recorder=nothing,
         ledger=nothing,
         tolerance=nothing,

@@ -89,7 +89,7 @@ def test_what_is_replaced_or_removed_leaves_no_values_behind() -> None:
 def test_more_than_airflow_should_keep_is_refused_and_what_was_there_stays() -> None:
     files = StateFiles(Values(), most_bytes=2000)
     files.pipe_file("a", noise(1000))
-    with pytest.raises(ConfigurationError, match=r"may keep 2,000\. .* result_path on object storage, and clear"):
+    with pytest.raises(ConfigurationError, match=r"may keep 2,000: .* result_path on object storage, and clear"):
         files.pipe_file("b", noise(1500))
     assert list(files.find("a", detail=True)) == ["a"]
     files.pipe_file("a", noise(1500))  # it takes the old one's place
@@ -197,3 +197,16 @@ def test_a_run_of_more_rows_is_refused_before_anything_is_sent(stub: StubVLLM, t
     with pytest.raises(ConfigurationError, match=r"6 rows, .* checkpoint='xcom' may have 5\. .* object storage"):
         Try(job, RunStore(URI, files=StateFiles(values)))()
     assert (stub.received, values.kept) == (0, {})
+
+
+def test_a_run_that_became_too_large_can_be_begun_anew() -> None:
+    files = StateFiles(Values(), most_bytes=20_000)
+    files.pipe_file("lease.json", b"1234")
+    files.pipe_file("run.json", noise(500))
+    files.pipe_file("part", noise(30_000), mode="create")
+    files.pipe_file("lease.json", b"12345")
+    files.pipe_file("run.json", noise(505))
+    with pytest.raises(ConfigurationError):
+        files.pipe_file("journal", noise(500))
+    assert files.remove(["part"]) == 1
+    files.pipe_file("journal", noise(500))

@@ -157,3 +157,12 @@ def test_a_try_that_ends_tells_how_many_rows_it_settled(stub: StubVLLM, source: 
     with pytest.raises(StorageError, match="killed") as raised:
         late()
     assert 1 <= raised.value.settled <= ROWS
+
+
+def test_a_dag_run_that_is_made_again_counts_anew(stub: StubVLLM, source: str, folder: Path) -> None:
+    """Its tries begin at 1; those before are another's."""
+    for number in (3, 4, 5):
+        vain(stub, source, folder, try_number=number, fruitless_retries=2)
+    (folder / layout.LEASE).unlink()  # or it waits a minute, since the other might live
+    manifest = run(job_of(stub, source, try_number=1, fruitless_retries=2), RunStore(str(folder)))
+    assert manifest["counts"]["succeeded"] == ROWS

@@ -437,3 +437,40 @@ def test_no_body_whatsoever_raises(body: Any, status: int, *, stream: bool) -> N
 def test_no_bytes_whatsoever_raise(raw: bytes, kind: str) -> None:
     assert isinstance(answer(raw, 200, content_type=kind), Completion | Failure)
     assert isinstance(answer(raw, 500, content_type=kind), Failure)
+
+
+@pytest.mark.parametrize(
+    ("answer_id", "is_ours"),
+    [
+        ("chatcmpl-0123456789ab-01234567-5-1", True),
+        ("cmpl-0123456789ab-01234567-5-1", True),
+        ("chatcmpl-0123456789ab-01234567-5-1-of-a-proxy", True),
+        ("chatcmpl-0123456789ab-01234567-5-2", False),
+        ("chatcmpl-0123456789ab-01234567-6-1", False),
+        ("chatcmpl-0123456789ab-76543210-5-1", False),
+        ("chatcmpl-b7d3f0", True),
+        (None, True),
+        (5, True),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_answer_that_bears_another_requests_id_is_none(answer_id: Any, *, is_ours: bool, streamed: bool) -> None:
+    choice = {"index": 0, "finish_reason": "stop"}
+    body = orjson.dumps({"id": answer_id, "choices": [{**choice, "message": {"content": "x"}}]})
+    if streamed:
+        body = b"data: " + orjson.dumps({"id": answer_id, "choices": [{**choice, "delta": {"content": "x"}}]})
+        body += b"\n\ndata: [DONE]\n\n"
+    decoded = decode(
+        path="/v1/chat/completions",
+        status=200,
+        content_type="text/event-stream" if streamed else "application/json",
+        retry_after=None,
+        body=body,
+        request_id="0123456789ab-01234567-5-1",
+    )
+    if is_ours:
+        assert isinstance(decoded, Completion)
+        return
+    assert isinstance(decoded, Failure)
+    assert decoded.kind is FailureKind.GARBLED
+    assert decoded.message.startswith("it is the answer to request 0123456789ab-")
