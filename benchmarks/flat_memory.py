@@ -7,6 +7,7 @@ Airflow's worker has that behind it when a task begins.
 
     python -m benchmarks.flat_memory
     python -m benchmarks.flat_memory --rows 10000000 --kill-at 9900000 --early 1000000 --files 10 --row-bytes 100
+    python -m benchmarks.flat_memory --rows 400 --row-bytes 5000000 --in-flight 8 --whole    # few, large, not killed
 """
 
 from __future__ import annotations
@@ -96,9 +97,7 @@ def measure(
         row_bytes: see `write_rows`.
     """
     source, out, log = folder / "rows-*.jsonl", folder / "out", folder / "requests.log"
-    for number in range(files):
-        begins, ends = number * rows // files, (number + 1) * rows // files
-        write_rows(folder / f"rows-{number:05}.jsonl", ends - begins, first=begins, row_bytes=row_bytes)
+    _write_input(folder, rows=rows, files=files, row_bytes=row_bytes)
     first: list[dict[str, Any]] = []
     with stub_server() as url, _try(url, source, out, in_flight) as (process, events):
         for event in events:
@@ -136,6 +135,23 @@ def measure(
         listed_s=listed_s,
         peak_mb=max(event["peak_bytes"] for event in (*first, *second.values())) / 1e6,
     )
+
+
+def measure_whole(folder: Path, *, rows: int, in_flight: int, files: int, row_bytes: int | None) -> str:
+    """Do one try that nobody kills, in words."""
+    _write_input(folder, rows=rows, files=files, row_bytes=row_bytes)
+    with stub_server() as url, _try(url, folder / "rows-*.jsonl", folder / "out", in_flight) as (_, events):
+        by_name = {event["event"]: event for event in events}
+    imported, begun, finished = by_name["imported"], by_name["begun"], by_name["finished"]
+    planned_s, took_s = begun["at_s"] - imported["at_s"], finished["at_s"] - begun["at_s"]
+    peak_mb = finished["peak_bytes"] / 1e6
+    return f"planned in {planned_s:.2f} s, finished {took_s:.2f} s later; memory at most {peak_mb:,.1f} MB"
+
+
+def _write_input(folder: Path, *, rows: int, files: int, row_bytes: int | None) -> None:
+    for number in range(files):
+        begins, ends = number * rows // files, (number + 1) * rows // files
+        write_rows(folder / f"rows-{number:05}.jsonl", ends - begins, first=begins, row_bytes=row_bytes)
 
 
 class _FirstLine(threading.Thread):
@@ -215,7 +231,8 @@ def report(flat: Flat, *, early: int = EARLY_ROW, late: int = LATE_ROW) -> Itera
     yield f"  first new request               {flat.resumed_s:8.2f} s, from there{verdict}"
     yield f"  manifest                        {flat.finished_s:8.2f} s, from there"
     per_row_us = 1e6 * flat.resumed_s / max(1, flat.kept)
-    yield f"  first request, per finished row {per_row_us:8.2f} µs{_verdict(per_row_us, MAX_RESUME_US_A_ROW)}"
+    verdict = _verdict(per_row_us, MAX_RESUME_US_A_ROW) if flat.kept >= LATE_ROW else ""  # of few rows, it is the rest
+    yield f"  first request, per finished row {per_row_us:8.2f} µs{verdict}"
     yield f"  requests sent                   {flat.resent:8,}"
     for kind, (objects, size_bytes) in sorted(flat.reads.items()):
         yield f"  read {kind:26} {objects:8,} objects, {size_bytes / 1e3:,.1f} kB"
@@ -235,8 +252,13 @@ def main() -> None:
     parser.add_argument("--row-bytes", type=int, help="of a line of the input, about")
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--whole", action="store_true", help="one try, which nobody kills, and its memory at most")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="llm-bench-") as folder:
+        size = {"rows": options.rows, "files": options.files, "row_bytes": options.row_bytes}
+        if options.whole:
+            print(measure_whole(Path(folder), in_flight=options.in_flight, **size))
+            return
         flat = measure(
             Path(folder),
             rows=options.rows,

@@ -244,8 +244,8 @@ class _Share(JobRun):
         found = (name for name in listing if name.startswith(f"{layout.JOURNAL}/"))
         journal = Journal(self.notes, document.fingerprint, self._try_token, found)
         log.info(
-            "Share %d of %d: chunks %d to %d, %s of %s rows lie in parts",
-            *(self._share, shares, chunks.start, chunks.stop - 1),
+            "Share %d of %d: chunks from %d on, %d of them; %s of %s rows lie in parts",
+            *(self._share, shares, chunks.start, len(chunks)),
             *(f"{ledger.totals.done:,}", f"{ledger.total_rows:,}"),
         )
         return Opened(document, ledger, journal, parts)
@@ -267,11 +267,11 @@ class _Assembly(JobRun):
         if document is None:
             raise AssertionError
         _check_shared(document, self._store)
-        _check_open(document, self._store)
         manifest = found.manifest
         if manifest is not None:
             self._tidy(document, lambda: self._take(found))
         else:
+            _check_open(document, self._store)
             manifest = self._take(found) or self._finish(self._open(document))
         return judge(self._job, manifest)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_llm_provider.exceptions import StorageError
+from airflow_llm_provider.exceptions import SourceError, StorageError
+from airflow_llm_provider.storage.jsonl import JsonlSource
 from airflow_llm_provider.storage.store import RunStore, read_all
 from tools.s3_servers import SECRET, S3Server, Said, connect, free_port
 
@@ -237,3 +238,13 @@ def test_a_wrong_key_is_permission_denied(tmp_path: Path) -> None:
             with pytest.raises(StorageError, match="Permission is denied") as raised:
                 act(store)
             assert "wrong" not in str(raised.value)
+
+
+def test_a_bucket_that_is_not_there_is_no_empty_input(store: RunStore, bucket: str) -> None:
+    store.write("in/a.jsonl", b"1\n")
+    conn = bucket.removesuffix("rows")
+    with pytest.raises(SourceError, match="no file matches"):
+        JsonlSource([f"{bucket}/none/*.jsonl"]).scan(9)
+    for pattern in (f"{conn}nowhere/in/*.jsonl", f"{conn}nowhere/in/a.jsonl"):
+        with pytest.raises(StorageError, match="there is no bucket nowhere, or this connection may not see it"):
+            JsonlSource([pattern]).scan(9)

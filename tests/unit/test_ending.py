@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,3 +111,18 @@ def test_an_end_that_was_killed_while_it_removed_the_chunks_letters(
     half.write_bytes(whole.splitlines(keepends=True)[1])
     run(job, RunStore(str(folder)))
     assert dead_letter(folder).read_bytes() == whole
+
+
+def test_the_log_says_how_it_ended_and_where_things_lie(
+    stub: StubVLLM, folder: Path, job: BatchJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    manifest = run(job, RunStore(str(folder)))
+    total, errored = manifest["counts"]["total"], manifest["counts"]["errored"]
+    assert errored == 2
+    assert (
+        f"Finished: {total - errored} of {total} rows succeeded; {errored} errored, their dead letters are at "
+        f"{manifest['dead_letter']}"
+    ) in caplog.text
+    assert f"The results are at {manifest['parts']}" in caplog.text
+    assert f"{total}/{total} rows (100.0 %), {errored} of them errored, " in caplog.text

@@ -10,7 +10,8 @@ import pytest
 from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem
 
-from airflow_llm_provider.exceptions import ConfigurationError, StorageError
+from airflow_llm_provider.exceptions import ConfigurationError, ConnectionMissingError, StorageError
+from airflow_llm_provider.storage.jsonl import JsonlSource
 from airflow_llm_provider.storage.store import RunStore, read_all
 
 if TYPE_CHECKING:
@@ -340,3 +341,11 @@ def test_a_file_where_a_folder_should_be_is_an_error(tmp_path: Path) -> None:
         store.read("_run/run.json")
     with pytest.raises(StorageError):
         store.write("_run/run.json", b"")
+
+
+def test_a_connection_that_airflow_does_not_know_is_no_anonymous_access() -> None:
+    """Its provider would make do without, and ask Amazon, or whoever has a bucket of that name."""
+    with pytest.raises(ConnectionMissingError, match=r"result_path s3://nobody@rows/run names the connection nobody"):
+        RunStore("s3://nobody@rows/run")
+    with pytest.raises(ConnectionMissingError, match=r"source s3://nobody@rows/\*\.jsonl names the connection nobody"):
+        JsonlSource(["s3://nobody@rows/*.jsonl"])
