@@ -116,10 +116,10 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
     log.info("LLM batch for %s, try %d. In force:\n%s", identity, ti.try_number, lines)
     if values["objective"].value is None:
         log.info("No objective is obeyed: real-time's latency is not looked at")
-    if operator.fruitless_retries is not None and operator.retries <= operator.fruitless_retries:
+    if operator.fruitless_retries is not None and (operator.retries or 0) <= operator.fruitless_retries:
         log.warning(
             "retries=%d is not more than fruitless_retries=%d, so that the latter never comes to bear",
-            *(operator.retries, operator.fruitless_retries),
+            *(operator.retries or 0, operator.fruitless_retries),
         )
     if agreement.advice is not None:
         log.warning("%s", agreement.advice)

@@ -91,9 +91,9 @@ def open_path(uri: str, *, what: str) -> tuple[Any, str]:
         ConfigurationError: when none does; `what` says whose URI it is.
         ConnectionMissingError: Airflow does not know the connection that the URI names.
     """
+    _check_connection(uri, what=what)
     try:
         path = ObjectStoragePath(uri)
-        _check_connection(path.storage_options.get("conn_id"), f"{what} {uri}")
         fs: Any = path.fs
     except (ValueError, ImportError) as error:
         raise ConfigurationError(
@@ -103,15 +103,16 @@ def open_path(uri: str, *, what: str) -> tuple[Any, str]:
     return StrictLocalFileSystem() if isinstance(fs, LocalFileSystem) else fs, str(path.path)
 
 
-def _check_connection(conn_id: str | None, named_by: str) -> None:
-    """Whether there is one: providers make do without, and would ask whoever has a bucket of that name, with no key."""
+def _check_connection(uri: str, *, what: str) -> None:
+    """Whether there is the one that `uri` names: providers make do without, and ask whoever has such a bucket."""
+    conn_id = uri.partition("://")[2].partition("/")[0].rpartition("@")[0]
     if not conn_id:
         return
     try:
         BaseHook.get_connection(conn_id)
     except Exception as error:  # of several types over Airflow's versions
         raise ConnectionMissingError(
-            f"{named_by} names the connection {conn_id}, which Airflow does not know, or could not look up: {error}. "
+            f"{what} {uri} names the connection {conn_id}, which Airflow does not know, or could not look up: {error}. "
             "Make it (Admin, Connections), or name another"
         ) from error
 
