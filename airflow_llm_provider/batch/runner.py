@@ -82,7 +82,7 @@ class Runner:
             )
             for number, ((client, own), sender) in enumerate(zip(clients, senders, strict=True))
         ]
-        self.leases = [Lease(self, server) for server in self._servers]
+        self.handles = [Handle(self, server) for server in self._servers]
         self._leaving: dict[int, RunHeld] = {}
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
@@ -232,7 +232,7 @@ class Runner:
             self._timer = self._loop.call_at(until, self._pump_now)
 
 
-class Lease:
+class Handle:
     """What a server's gate does to the run: `gate.Held`.
 
     Args:

@@ -107,14 +107,14 @@ async def work_off(
                 job.terms,
                 switch=job.switch,
                 watch=watch,
-                runner=lease,
+                runner=handle,
                 dispatcher=dispatcher,
                 ledger=ledger,
                 remaining_s=reporter.remaining_s,
                 name=url if len(urls) > 1 else "",
                 shift=job.shift,
             )
-            for url, watch, lease, dispatcher in zip(urls, watches, runner.leases, spread.dispatchers, strict=True)
+            for url, watch, handle, dispatcher in zip(urls, watches, runner.handles, spread.dispatchers, strict=True)
         ]
         reporter.gates = gates
         controls = [
@@ -122,11 +122,11 @@ async def work_off(
                 dispatcher.learnt,
                 LoadReader(client),
                 dispatcher=dispatcher,
-                runner=lease,
+                runner=handle,
                 name=url,
                 slots=job.control.slots,
             )
-            for url, client, dispatcher, lease in zip(urls, clients, spread.dispatchers, runner.leases, strict=True)
+            for url, client, dispatcher, handle in zip(urls, clients, spread.dispatchers, runner.handles, strict=True)
             if dispatcher.learnt is not None
         ]
         watching = [watch.run for watch in watches if watch is not None]

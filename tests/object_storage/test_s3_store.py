@@ -147,8 +147,8 @@ TROUBLES: dict[str, tuple[Said, str]] = {
     "slow down": (Said(status=503, code="SlowDown"), "Nothing is lost"),
     "internal error": (Said(status=500, code="InternalError"), "Nothing is lost"),
     "reset": (Said(), "Nothing is lost"),
-    "full": (Said(status=507, code="InsufficientStorage"), "."),
-    "no XML": (Said(status=502, code="<html>"), "."),
+    "full": (Said(status=507, code="InsufficientStorage"), "Nothing is lost"),
+    "no XML": (Said(status=502, code="<html>"), "Nothing is lost"),
 }
 
 
@@ -182,6 +182,7 @@ def test_a_store_that_stumbles_once_is_asked_again(
     once = iter([said])
     proxy.fault = lambda _: next(once, None)
     act(store)
+    assert next(once, None) is None, "nothing was asked of it"
 
 
 def test_an_answer_that_was_lost_does_not_make_us_our_own_rival(proxy: S3Proxy, through: Through) -> None:

@@ -495,7 +495,7 @@ class _Acts(HookedStore):
         act()
 
 
-def test_stopped_in_the_middle_goes_on(job: BatchJob, folder: Path, stub: StubVLLM) -> None:
+def test_a_share_that_is_told_to_stop_goes_on_later(job: BatchJob, folder: Path, stub: StubVLLM) -> None:
     plan(job, folder)
     stop = StopSwitch()
     stop.set("the test says so")
