@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST_CHANGES = 500
 
+_SAID = {"": "Say: text ", "rerun=True": "Say: text ", "on_stale=restart": "Sing: text "}
+
 
 class Files:
     """Runs on local files.
@@ -60,18 +62,24 @@ class Files:
                 return tally
         raise AssertionError(f"a try made {MOST_CHANGES} changes")
 
-    def goes_on_after_the_next(self, *, step: int = 1) -> Tally:
-        """A first try stands still at each of its changes; the next one ends the run, and then the first goes on."""
-        tally = Tally("stands still at each change, the next one ends the run")
+    def goes_on_after_the_next(self, why: str = "", *, step: int = 1) -> Tally:
+        """A try stands still at each of its changes; the next one ends the run, and then the first goes on.
+
+        Args:
+            why: why it begins a finished run anew; empty: it is a run's first try.
+            step: at each of so many changes.
+        """
+        tally = Tally(f"{f'{why}, ' if why else ''}stands still at each change, the next one ends the run")
+        begins, done, generation = self._anew.get(why, self._first), self._done() if why else None, 2 if why else 1
         for at in range(1, MOST_CHANGES, step):
-            scene, order = self._scene(tally, f"change {at}", self._first)
+            scene, order = self._scene(tally, f"change {at}", begins, copy=done)
             with scene.stands_still(replace(order, die_at=at)) as still:
                 if still is None:
                     return tally
-                manifest = scene.finish(order)
+                manifest = scene.finish(order, said=_SAID[why], generation=generation)
                 scene.goes_on(still, over=manifest is not None)
             if manifest is not None:
-                scene.still_whole(order, manifest)
+                scene.still_whole(order, manifest, said=_SAID[why], generation=generation)
             if self._found(tally):
                 return tally
         raise AssertionError(f"a try made {MOST_CHANGES} changes")
@@ -108,13 +116,11 @@ class Files:
             why: ``on_stale=restart`` or ``rerun=True``.
         """
         tally = Tally(f"{why}, at each change")
-        done = self._run("done", self._first)
-        Scene(Tally(""), "", lambda: self._stub.counts, RunStore(done.uri)).attempt(done)
-        said = "Sing: text " if why == "on_stale=restart" else "Say: text "
+        done = self._done()
         for at in range(1, MOST_CHANGES):
             scene, order = self._scene(tally, f"change {at}", self._anew[why], copy=done)
             killed = scene.attempt(replace(order, die_at=at)).killed
-            scene.finish(order, said=said, generation=2)
+            scene.finish(order, said=_SAID[why], generation=2)
             if not killed or self._found(tally):
                 return tally
         raise AssertionError(f"a try made {MOST_CHANGES} changes")
@@ -131,6 +137,13 @@ class Files:
                 scene.attempt(replace(order, die_at=at, torn=torn, clock_seed=clock_seed, try_number=number))
             scene.finish(replace(order, clock_seed=rng.randrange(1 << 30), try_number=9))
         return tally
+
+    def _done(self) -> Order:
+        """A finished run."""
+        done = self._run("done", self._first)
+        if not RunStore(done.uri).list(""):
+            Scene(Tally(""), "", lambda: self._stub.counts, RunStore(done.uri)).attempt(done)
+        return done
 
     def _half_done(self) -> Order:
         """A run whose first try was killed when some of its rows were journalled."""
@@ -163,5 +176,7 @@ def systematic(files: Files, rng: Random) -> Iterator[Tally]:
     yield files.at_each_change_of_the_next()
     yield files.goes_on_after_the_next()
     yield files.goes_on_beside_the_next(rng)
+    yield files.goes_on_after_the_next("rerun=True")
+    yield files.goes_on_after_the_next("on_stale=restart")
     yield files.at_each_change_of_a_restart("on_stale=restart")
     yield files.at_each_change_of_a_restart("rerun=True")

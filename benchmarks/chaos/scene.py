@@ -145,7 +145,7 @@ class Scene:
 
         Args:
             running: it.
-            over: the run has ended meanwhile, so that it finishes the write at which it stood, and makes no other.
+            over: the run has ended meanwhile, so that it finishes the change at which it stood, and makes no other.
         """
         before = dict(read_all(self._store, self._store.list("")))
         running.go_on()
@@ -153,9 +153,9 @@ class Scene:
         if end.killed or end.for_good:
             self.broken(f"a try that stood still failed for good: {end.error}")
         after = dict(read_all(self._store, self._store.list("")))
-        touched = [name for name, data in after.items() if before.get(name) != data]
+        touched = [name for name in before | after if before.get(name) != after.get(name)]
         if over and len(touched) > 1:
-            self.broken(f"a try that stood still wrote {touched} when the run had ended")
+            self.broken(f"a try that stood still changed {touched} when the run had ended")
         generation, kept = kept_rows(self._store)
         if generation != self._generation or self._kept - kept:
             self.broken(f"rows {sorted(self._kept - kept)} are gone since a try went on that had stood still")
@@ -192,10 +192,12 @@ class Scene:
         self._tally.runs += 1
         self.still_whole(order, manifest)
 
-    def still_whole(self, order: Order, manifest: dict[str, Any]) -> None:
+    def still_whole(
+        self, order: Order, manifest: dict[str, Any], *, said: str = "Say: text ", generation: int = 1
+    ) -> None:
         """Whatever a try did after the run's end."""
         before = dict(self._counts())
-        for broken in not_whole(self._store, manifest, bad=self._bad, late=True):
+        for broken in not_whole(self._store, manifest, bad=self._bad, said=said, generation=generation, late=True):
             self.broken(broken)
         again = self.attempt(order)
         if again.manifest is None or dict(self._counts()) != before:
@@ -232,9 +234,10 @@ def kept_rows(store: RunStore) -> tuple[int, set[int]]:
     """The run's generation, and the rows whose outcomes count; none while a restart has not removed what was there."""
     try:
         document = json.loads(store.read(layout.RUN) or b"{}")
+        finished = json.loads(store.read(layout.MANIFEST) or b"{}").get("generation") == document.get("generation")
     except StorageError:  # its server is away just now
         return 1, set()
-    if document.get("state") != "open":
+    if not document or (document["state"] != "open" and not finished):  # a late run.json may say so of a finished one
         return document.get("generation", 1), set()
     mine = document["fingerprint"]
     names = [name for name in store.list("") if name.startswith(("part-", f"{layout.JOURNAL}/")) and mine in name]
