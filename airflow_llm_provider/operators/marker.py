@@ -50,11 +50,11 @@ class RunMarker:
             if self._store is None and self._try_number > 1:
                 log.info("Airflow before 3.3 keeps no note of a begun run: if none lies at %s, a new one begins", uri)
             return False
-        there = str(noted["uri"])
+        there, epoch = (noted["uri"], noted["epoch"]) if isinstance(noted, dict) else (str(noted), None)
         if there.startswith(IN_AIRFLOW) and not uri.startswith(IN_AIRFLOW):
             log.warning("This task began its run in Airflow, at %s; it begins anew at %s", there, uri)
             return False
-        if rerun and noted["epoch"] != self._epoch:
+        if rerun and epoch != self._epoch:
             return False
         if there != uri:
             raise RunMissingError(
