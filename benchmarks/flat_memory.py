@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from airflow_llm_provider.storage.store import RunStore
-from benchmarks.bench import stub_server, write_rows
+from benchmarks.bench import stub_server, write_parquet, write_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +40,7 @@ MAX_LARGE_RESUME_S = 30.0
 """Of ten million rows."""
 
 MAX_RESUME_US_A_ROW = 5.0
+PARQUET_ROW_BYTES = 1000
 _ROOT = Path(__file__).resolve().parents[1]  # where `benchmarks` is found
 _POLL_S = 0.002
 
@@ -84,7 +85,14 @@ class Flat:
 
 
 def measure(
-    folder: Path, *, rows: int, kill_at: int, in_flight: int, files: int = 1, row_bytes: int | None = None
+    folder: Path,
+    *,
+    rows: int,
+    kill_at: int,
+    in_flight: int,
+    files: int = 1,
+    row_bytes: int | None = None,
+    parquet: bool = False,
 ) -> Flat:
     """Do both tries.
 
@@ -95,9 +103,10 @@ def measure(
         in_flight: requests in flight.
         files: how many the input is spread over.
         row_bytes: see `write_rows`.
+        parquet: the input is Parquet.
     """
-    source, out, log = folder / "rows-*.jsonl", folder / "out", folder / "requests.log"
-    _write_input(folder, rows=rows, files=files, row_bytes=row_bytes)
+    out, log = folder / "out", folder / "requests.log"
+    source = _write_input(folder, rows=rows, files=files, row_bytes=row_bytes, parquet=parquet)
     first: list[dict[str, Any]] = []
     with stub_server() as url, _try(url, source, out, in_flight) as (process, events):
         for event in events:
@@ -137,10 +146,10 @@ def measure(
     )
 
 
-def measure_whole(folder: Path, *, rows: int, in_flight: int, files: int, row_bytes: int | None) -> str:
+def measure_whole(folder: Path, *, rows: int, in_flight: int, files: int, row_bytes: int | None, parquet: bool) -> str:
     """Do one try that nobody kills, in words."""
-    _write_input(folder, rows=rows, files=files, row_bytes=row_bytes)
-    with stub_server() as url, _try(url, folder / "rows-*.jsonl", folder / "out", in_flight) as (_, events):
+    source = _write_input(folder, rows=rows, files=files, row_bytes=row_bytes, parquet=parquet)
+    with stub_server() as url, _try(url, source, folder / "out", in_flight) as (_, events):
         by_name = {event["event"]: event for event in events}
     imported, begun, finished = by_name["imported"], by_name["begun"], by_name["finished"]
     planned_s, took_s = begun["at_s"] - imported["at_s"], finished["at_s"] - begun["at_s"]
@@ -148,10 +157,16 @@ def measure_whole(folder: Path, *, rows: int, in_flight: int, files: int, row_by
     return f"planned in {planned_s:.2f} s, finished {took_s:.2f} s later; memory at most {peak_mb:,.1f} MB"
 
 
-def _write_input(folder: Path, *, rows: int, files: int, row_bytes: int | None) -> None:
+def _write_input(folder: Path, *, rows: int, files: int, row_bytes: int | None, parquet: bool) -> Path:
+    """Returns their glob."""
     for number in range(files):
         begins, ends = number * rows // files, (number + 1) * rows // files
-        write_rows(folder / f"rows-{number:05}.jsonl", ends - begins, first=begins, row_bytes=row_bytes)
+        if parquet:
+            path = folder / f"rows-{number:05}.parquet"
+            write_parquet(path, ends - begins, first=begins, row_bytes=row_bytes or PARQUET_ROW_BYTES)
+        else:
+            write_rows(folder / f"rows-{number:05}.jsonl", ends - begins, first=begins, row_bytes=row_bytes)
+    return folder / f"rows-*.{'parquet' if parquet else 'jsonl'}"
 
 
 class _FirstLine(threading.Thread):
@@ -251,13 +266,21 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1, help="the input is spread over so many")
     parser.add_argument("--row-bytes", type=int, help="of a line of the input, about")
     parser.add_argument("--in-flight", type=int, default=64)
+    parser.add_argument("--parquet", action="store_true", help="the input is Parquet, in row groups of 10,000")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--whole", action="store_true", help="one try, which nobody kills, and its memory at most")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="llm-bench-") as folder:
-        size = {"rows": options.rows, "files": options.files, "row_bytes": options.row_bytes}
         if options.whole:
-            print(measure_whole(Path(folder), in_flight=options.in_flight, **size))
+            said = measure_whole(
+                Path(folder),
+                rows=options.rows,
+                in_flight=options.in_flight,
+                files=options.files,
+                row_bytes=options.row_bytes,
+                parquet=options.parquet,
+            )
+            print(said)
             return
         flat = measure(
             Path(folder),
@@ -266,6 +289,7 @@ def main() -> None:
             in_flight=options.in_flight,
             files=options.files,
             row_bytes=options.row_bytes,
+            parquet=options.parquet,
         )
     lines = report(flat, early=options.early, late=options.kill_at)
     print(orjson.dumps(asdict(flat)).decode() if options.json else "\n".join(lines))

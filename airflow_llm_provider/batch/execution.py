@@ -413,7 +413,6 @@ class JobRun:
             except RetryLaterError as error:
                 error.settled = opened.ledger.settled_here.done
                 raise
-            self._check_source(opened.document, may_be_gone=True)  # what was read since may be another input's
         return self._finish(opened)
 
     def _finish(self, opened: Opened) -> dict[str, Any]:

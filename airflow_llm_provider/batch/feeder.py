@@ -124,11 +124,12 @@ class Feeder:
             prepared = self._preparer.prepare(row)
             if isinstance(prepared, BadRow):
                 bad.append(prepared)
+                size_bytes += len(row.raw) if isinstance(row.raw, bytes) else 0
             else:
                 requests.append(prepared)
                 size_bytes += len(prepared.body)
-                if size_bytes >= BLOCK_BYTES:
-                    break
+            if size_bytes >= BLOCK_BYTES:
+                break
         return (requests, bad) if seen else None
 
     async def _room_for(self, chunk: Chunk) -> None:

@@ -13,6 +13,7 @@ import orjson
 
 from airflow_llm_provider.core.prompt import RowRejectedError
 from airflow_llm_provider.core.request import BadRow, RowRequest
+from airflow_llm_provider.storage.source import MalformedRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +39,9 @@ class Preparer:
     def prepare(self, row: SourceRow) -> RowRequest | BadRow:
         """The request `row` becomes; never raises for the row's sake."""
         label = f"row-{row.index}"
+        if isinstance(row.raw, MalformedRow):
+            message = f"{row.position}: {row.raw.message}"
+            return BadRow(row.index, label, row.position, message, row.raw.text[:_RAW_CHARS])
         try:
             fields = _parse(row.raw)
             label = _label(fields, label)

@@ -116,7 +116,7 @@ class Reporter:
     def _words(self, pace: Pace, *, ended: bool = False) -> str:
         held = [gate.held for gate in self.gates if gate.held is not None]
         if held and len(held) == len(self.gates):
-            return f"{pace.done:,}/{pace.total:,} rows, {pace.errored:,} of them errored, on hold: {held[0].reason}"
+            return f"{pace.done:,}/{pace.total:,} rows{pace.bad}, on hold: {held[0].reason}"
         occupancy = self._occupancy()
         return f"{pace}, {_nothing(occupancy) if ended else occupancy}"
 

@@ -15,6 +15,7 @@ its next write.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -220,7 +221,8 @@ class _Share(JobRun):
         ended = self._resume(document, found)
         if "share" in ended:
             return ended
-        self._lease.release()  # it is a manifest: others were faster
+        with suppress(RunStoppedError):  # whoever assembled has removed it
+            self._lease.release()  # it is a manifest: others were faster
         return {"share": self._share}
 
     def _check_shaping(self, document: RunDocument) -> None:

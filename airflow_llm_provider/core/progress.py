@@ -35,7 +35,7 @@ class Pace:
     def __str__(self) -> str:
         share = f"{100 * self.done / self.total:.1f} %" if self.total else "-"
         said = (
-            f"{self.done:,}/{self.total:,} rows ({share}){self._bad}, {self.rows_per_s:.1f} rows/s, "
+            f"{self.done:,}/{self.total:,} rows ({share}){self.bad}, {self.rows_per_s:.1f} rows/s, "
             f"{self.tokens_per_s:.0f} tokens/s"
         )
         if self.done >= self.total:
@@ -43,7 +43,8 @@ class Pace:
         return f"{said}, ETA {'unknown' if self.eta_s is None else duration(self.eta_s)}"
 
     @property
-    def _bad(self) -> str:
+    def bad(self) -> str:
+        """How many errored, in words; nothing where none did."""
         return f", {self.errored:,} of them errored" if self.errored else ""
 
     def at_the_end(self, *, settled: int, completion_tokens: int, elapsed_s: float) -> Pace:

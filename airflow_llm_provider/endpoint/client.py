@@ -50,10 +50,11 @@ MOST_ANSWER_BYTES = 256 * 2**20
 _LARGE_BODY_BYTES = 2**20  # aiohttp writes `bytes` in one go and warns from here on; a file object goes in pieces
 
 _connection_is_new: ContextVar[bool] = ContextVar("connection_is_new", default=False)
+_used: ContextVar[ResponseHandler | None] = ContextVar("used", default=None)
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Notes, in the context of the task that asked for it, that a connection was made and not reused.
+    """Notes, in the context of the task that asked for it, which connection it got, and whether it was made for it.
 
     This hook runs once per connection; aiohttp's tracing, the documented way, runs code on every request.
 
@@ -65,6 +66,7 @@ class _Connector(aiohttp.TCPConnector):
         while (connection := await super()._get(key, traces)) is not None:
             protocol = connection.protocol
             if protocol is not None and not protocol.should_close:
+                _used.set(protocol)
                 break
             connection.close()
         return connection
@@ -76,7 +78,9 @@ class _Connector(aiohttp.TCPConnector):
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
     ) -> ResponseHandler:
         _connection_is_new.set(True)
-        return await super()._create_connection(req, traces, timeout)
+        made = await super()._create_connection(req, traces, timeout)
+        _used.set(made)
+        return made
 
 
 class EndpointClient:
@@ -152,9 +156,7 @@ class EndpointClient:
                 answer = await read_body(response, most_bytes=MOST_ANSWER_BYTES)
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             return self._failure(error, answered=response is not None, at_once=loop.time() - started_s < RACE_S)
-        if len(answer) > _LARGE_BODY_BYTES:  # decoding it may take long, and the loop has other rows
-            return await asyncio.to_thread(self._decode, path, response, answer, request_id)
-        return self._decode(path, response, answer, request_id)
+        return await self._understood(path, response, answer, request_id)
 
     async def stream(
         self, path: str, body: bytes, *, request_id: str, wait_s: float, arrived: Callable[[bytes], None]
@@ -180,7 +182,7 @@ class EndpointClient:
                 answer = await read_body(response, most_bytes=MOST_ANSWER_BYTES, arrived=arrived)
         except (aiohttp.ClientError, OSError) as error:
             return self._failure(error, answered=response is not None, at_once=True, waited_s=timeout.total)
-        return self._decode(path, response, answer, request_id)
+        return await self._understood(path, response, answer, request_id)
 
     async def identify(self) -> ServerIdentity | Failure:
         """Asks who answers: ``/v1/models``, then ``/version``, which other servers need not have."""
@@ -259,6 +261,20 @@ class EndpointClient:
     def _url(self, path: str) -> URL:
         url = self._urls[path] = URL(self._base_url + path)
         return url
+
+    async def _understood(
+        self, path: str, response: aiohttp.ClientResponse, body: bytes, request_id: str
+    ) -> Completion | Failure:
+        """What an answer means. A connection with one that is none is not used again: what follows may be askew."""
+        used = _used.get()
+        if len(body) > _LARGE_BODY_BYTES and "event-stream" in response.headers.get("Content-Type", ""):
+            # A million events take seconds, and the loop has other rows. (One JSON body keeps all threads waiting.)
+            result = await asyncio.to_thread(self._decode, path, response, body, request_id)
+        else:
+            result = self._decode(path, response, body, request_id)
+        if isinstance(result, Failure) and result.kind is FailureKind.GARBLED and used is not None:
+            used.close()
+        return result
 
     def _decode(
         self, path: str, response: aiohttp.ClientResponse, body: bytes, request_id: str

@@ -26,8 +26,8 @@ COMPLETIONS_PATH = "/v1/completions"
 MOST_TOKENS = 10**12
 """No request has more: a count above is nonsense, and sums of such would not fit into 64 bits, as what lands must."""
 
-_OURS = re.compile(r"[0-9a-f]{12}-[0-9a-f]{8}-\d+-\d+")
-"""A row's request id. vLLM makes it the end of its answer's ``id``; others make one up."""
+_OURS = re.compile(r"([0-9a-f]{12})-[0-9a-f]{8}-(\d+)-\d+")
+"""A row's request id: run, try, row, request. vLLM makes it the end of its answer's ``id``; others make one up."""
 
 _GIVEN_UP = {"abort": FailureKind.DRAINING, "error": FailureKind.SERVER_ERROR}
 """Finish reasons that come with a 200 and half a text. A vLLM told to stop (SIGTERM) ends what is in flight so."""
@@ -47,19 +47,17 @@ def decode(
 ) -> Completion | Failure:
     """What an answer to a POST means. Takes `Answer`'s fields; never raises.
 
-    Where the answer's id bears a request id of ours that is not `request_id`, it is another row's: something on the way
-    has answered a request twice.
+    Where the answer's id bears a request id of ours that is of another row than `request_id`, something on the way has
+    answered a request twice.
 
     A whole ``text/event-stream`` body is as good as a JSON one: rows may say ``"stream": true``.
     """
     if status == 200:  # noqa: PLR2004 - the one that carries completions; the hot path makes no `Answer`
         parsed = sse.assemble(body) if "event-stream" in content_type else read_json(body)
         completion = _completion(path, parsed)
-        if completion is not None and request_id is None:
-            return completion
         if completion is not None:
-            answers = _request_of(parsed)
-            if answers is None or answers == request_id:
+            answers = None if request_id is None else _another_row(parsed, request_id)
+            if answers is None:
                 return completion
             message = f"it is the answer to request {answers}, and not to {request_id}"
             return Failure(FailureKind.GARBLED, message, status)
@@ -129,11 +127,13 @@ def _completion(path: str, parsed: Any) -> Completion | None:
     )
 
 
-def _request_of(parsed: Any) -> str | None:
-    """Which request of ours it says that it answers; None where it says nothing of the kind."""
+def _another_row(parsed: Any, request_id: str) -> str | None:
+    """The request of another row that it says that it answers; None where it says nothing of the kind."""
     answer_id = parsed.get("id")
-    found = _OURS.search(answer_id) if type(answer_id) is str else None
-    return found[0] if found else None
+    if type(answer_id) is not str or answer_id.endswith(request_id):
+        return None
+    found, asked = _OURS.search(answer_id), _OURS.fullmatch(request_id)
+    return found[0] if found and asked and found.groups() != asked.groups() else None
 
 
 def _has_more_than_text(choice: dict[str, Any]) -> bool:

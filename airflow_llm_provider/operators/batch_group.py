@@ -26,7 +26,9 @@ SHARES = 32
 MOST_SHARES = 1024
 """Airflow's own ``max_map_length``, by default."""
 
-_OF_A_TASK = re.compile(r"(?:\bti|task_instance|\btask)\.\w+")
+_OF_A_TASK = re.compile(
+    r"\{\{[^}]*?\b((?:ti|task_instance|task)(?:\.|\[['\"])(?:task_id|map_index|try_number|key|id)\b|task_instance_key_str)"
+)
 
 _OF_GROUP = ("tooltip", "doc_md", "ui_color", "ui_fgcolor", "group_display_name")
 _OF_FIRST = ("trigger_rule",)
@@ -79,7 +81,7 @@ class LLMBatchGroup(TaskGroup):
         result_path = arguments.get("result_path")
         if isinstance(result_path, str) and (own := _OF_A_TASK.search(result_path)):
             raise ConfigurationError(
-                f"result_path uses {own[0]}, which differs from task to task of the group, and all of them need one "
+                f"result_path uses {own[1]}, which differs from task to task of the group, and all of them need one "
                 "path. {{ run_id }} and dates do not differ"
             )
         if arguments.get("do_xcom_push", True) is not True:

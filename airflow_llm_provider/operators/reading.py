@@ -29,7 +29,8 @@ from airflow_llm_provider.operators.context import prompt_context
 from airflow_llm_provider.operators.effective import configured
 from airflow_llm_provider.operators.paths import result_uri
 from airflow_llm_provider.operators.placing import pool_in_flight
-from airflow_llm_provider.storage.jsonl import JsonlSource
+from airflow_llm_provider.sources import Files
+from airflow_llm_provider.storage.formats import source_for
 from airflow_llm_provider.storage.source import ListSource
 
 if TYPE_CHECKING:
@@ -259,13 +260,15 @@ def source_of(source: Any) -> Source:
     if isinstance(source, str) and not source.strip():
         raise ConfigurationError("source is empty after rendering. Name a file or a glob, such as s3://docs/*.jsonl")
     if isinstance(source, str) or hasattr(source, "__fspath__"):
-        return JsonlSource([str(source)])
+        return source_for([str(source)])
+    if isinstance(source, Files):
+        return source.open()
     if isinstance(source, Sequence) and source and all(isinstance(item, str) for item in source):
-        return JsonlSource(source)
+        return source_for(source)
     if isinstance(source, Sequence):
         return ListSource(source)
     raise ConfigurationError(
-        f"source is a {type(source).__name__}; give a path or glob of JSONL files, a list of them, or rows"
+        f"source is a {type(source).__name__}; give a path or glob of files, a list of them, sources.Files, or rows"
     )
 
 

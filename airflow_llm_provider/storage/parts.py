@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LETTERS_AT_ONCE = 4
+_LETTERS_AT_ONCE = 16
 """Chunks' dead letters that are read ahead: they may be as large as the input."""
 
 

@@ -21,12 +21,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class MalformedRow:
+    """A record of a file that is none of its format: it becomes a dead letter.
+
+    Attributes:
+        message: what is wrong with it.
+        text: it, as far as it can be shown.
+    """
+
+    message: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class SourceRow:
-    """A row as the source has it: `raw` is a line of JSON still to be parsed, or a mapping."""
+    """A row as the source has it: `raw` is a line of JSON still to be parsed, or a mapping, or could not be read."""
 
     index: int
     position: Position
-    raw: bytes | Mapping[str, Any]
+    raw: bytes | Mapping[str, Any] | MalformedRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,9 +35,9 @@ MOST_BYTES = 8 * 2**20
 AT_ONCE = 2
 """A file that is created, or assembled of others, may bring them to so many times that: those are removed next."""
 
-SMALL = 512
-"""By so small a part of what may be kept any file may grow up to there: a run that has become too large can be begun
-anew."""
+SMALL, NOTE = 512, 2048
+"""By so small a part of what may be kept a file may grow up to there, and a new one have so small a part: a run that has
+become too large can be begun anew."""
 
 
 class KeyValues(Protocol):
@@ -122,7 +122,8 @@ class StateFiles:
             if before is not None and mode == "create":
                 raise FileExistsError(path)
             grows = len(data) - (before[2] if before else 0)
-            lightly = mode == "create" or replaces or grows <= self._most_bytes // SMALL
+            small = grows <= self._most_bytes // (SMALL if before else NOTE)
+            lightly = mode == "create" or replaces or small
             self._check_size({**files, path: [0, 0, len(data)]}, AT_ONCE if lightly else 1)
             number = index["next"]
             for key, piece in zip(_keys(number, len(pieces)), pieces, strict=True):

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 _READERS = 16
 
+_FOUND: set[str] = set()
+"""Connections that this process has looked up: a source may name thousands of paths."""
+
 _SCRATCH = "_run/tmp"
 """Where files are written before they are renamed into place; same file system as the run, out of readers' sight."""
 
@@ -106,7 +109,7 @@ def open_path(uri: str, *, what: str) -> tuple[Any, str]:
 def _check_connection(uri: str, *, what: str) -> None:
     """Whether there is the one that `uri` names: providers make do without, and ask whoever has such a bucket."""
     conn_id = uri.partition("://")[2].partition("/")[0].rpartition("@")[0]
-    if not conn_id:
+    if not conn_id or conn_id in _FOUND:
         return
     try:
         BaseHook.get_connection(conn_id)
@@ -115,6 +118,7 @@ def _check_connection(uri: str, *, what: str) -> None:
             f"{what} {uri} names the connection {conn_id}, which Airflow does not know, or could not look up: {error}. "
             "Make it (Admin, Connections), or name another"
         ) from error
+    _FOUND.add(conn_id)
 
 
 class RunStore:
@@ -129,6 +133,7 @@ class RunStore:
 
     Raises:
         ConfigurationError: when no file system serves the URI's scheme.
+        ConnectionMissingError: Airflow does not know the connection that the URI names.
     """
 
     def __init__(self, uri: str, *, files: StateFiles | None = None) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from batch_fakes import KilledStore, Try, job_of, run, texts
+from file_fakes import ENDINGS, rows, write
+from file_fakes import ROWS as FILE_ROWS
 
 from airflow_llm_provider.batch.shares import assemble, plan_shares, work_share
 from airflow_llm_provider.batch.stop import StopSwitch
@@ -23,6 +25,7 @@ from airflow_llm_provider.exceptions import (
     StaleRunError,
     StorageError,
 )
+from airflow_llm_provider.operators.reading import source_of
 from airflow_llm_provider.storage import layout
 from airflow_llm_provider.storage.jsonl import JsonlSource
 from airflow_llm_provider.storage.store import RunStore, read_all
@@ -31,6 +34,7 @@ from tools.s3_servers import Said, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from airflow_llm_provider.batch.job import BatchJob
     from tools.s3_servers import Asked, S3Proxy
@@ -276,3 +280,30 @@ def test_an_input_that_cannot_be_read_is_no_missing_one(
     with pytest.raises(StorageError):
         run(job_of(stub, there), store)
     assert not whole(store)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_source_of_every_format_resumes_in_the_middle(
+    ending: str, bucket: str, stub: StubVLLM, store: RunStore, tmp_path: Path
+) -> None:
+    name = secrets.token_hex(4)
+    inputs = RunStore(f"{bucket}/in-{name}")
+    write(tmp_path, ending, rows())
+    for path in tmp_path.iterdir():
+        inputs.write(path.name, path.read_bytes())
+    pattern = f"{bucket}/in-{name}/*.{ending}"
+    first = KilledStore(store.uri, at=9, how="after")
+    with suppress(StorageError):
+        run(job_of(stub, source_of(pattern), max_in_flight=1, flush_rows=2), first)
+    asked, kept = stub.received, len(first.kept)
+    assert 0 < kept < FILE_ROWS
+    again = Try(job_of(stub, source_of(pattern)), store)
+    assert again()["counts"] == {"total": FILE_ROWS, "succeeded": FILE_ROWS, "errored": 0}
+    assert not first.kept & set(again.requested(stub))
+    assert stub.received - asked == FILE_ROWS - kept
+    parts = [data for name, data in sorted(whole(store).items()) if name.startswith("part-")]
+    lines = [json.loads(line) for part in parts for line in part.splitlines()]
+    assert [line["custom_id"] for line in lines] == [f"doc-{number}" for number in range(FILE_ROWS)]
+    inputs.write(f"b.{ending}", (tmp_path / f"a.{ending}").read_bytes())
+    with pytest.raises(SourceError, match=r"b\..* has changed since this run began"):
+        run(job_of(stub, source_of(pattern)), store)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_llm_provider.core.chunks import ChunkPlan
-from airflow_llm_provider.storage import jsonl
+from airflow_llm_provider.storage import text_lines
 from airflow_llm_provider.storage.jsonl import JsonlSource
 
 PIECES = st.sampled_from(
@@ -32,7 +32,7 @@ def naive(contents: list[bytes]) -> list[tuple[int, int, bytes]]:
 @settings(max_examples=150, deadline=None)
 @given(contents=st.lists(CONTENTS, min_size=1, max_size=4), chunk_rows=st.integers(1, 9), block=st.integers(1, 16))
 def test_chunks_hold_what_a_naive_reader_finds(contents: list[bytes], chunk_rows: int, block: int) -> None:
-    was, jsonl._BLOCK_BYTES = jsonl._BLOCK_BYTES, block
+    was, text_lines.BLOCK_BYTES = text_lines.BLOCK_BYTES, block
     try:
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder) / f"{number}.jsonl" for number in range(len(contents))]
@@ -45,7 +45,7 @@ def test_chunks_hold_what_a_naive_reader_finds(contents: list[bytes], chunk_rows
             chunks = [list(source.rows(snapshot, plan.chunk(number))) for number in range(len(plan))]
             assert source.check(snapshot) == []
     finally:
-        jsonl._BLOCK_BYTES = was
+        text_lines.BLOCK_BYTES = was
     rows = [row for chunk in chunks for row in chunk]
     assert [row.index for row in rows] == list(range(plan.total_rows))
     assert [len(chunk) for chunk in chunks] == [plan.chunk(number).rows for number in range(len(plan))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import signal
@@ -60,6 +61,24 @@ def test_the_log_says_what_is_in_force_and_who_set_it_and_no_secret(llm_airflow)
     assert "sk-very-secret-key" not in everything
     results = "".join(path.read_text() for path in (llm_airflow.home / "results").rglob("*.json*"))
     assert "sk-very-secret-key" not in results
+
+
+def test_files_with_what_is_taken_of_them(llm_airflow, tmp_path: Path) -> None:
+    """Their words are rendered, and are the same whenever the DAG is parsed."""
+    rows = [{"id": f"t{number}", "text": f"row, {number}"} for number in range(20)]
+    lines = [f'{row["id"]},"{row["text"]}",x\n' for row in rows]
+    (tmp_path / "a.csv").write_text("".join(["id,text,other\n", *lines]))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    run_id = run(llm_airflow, "from_files", "success", conf={"folder": str(tmp_path)})
+    for task_id, amount in (("table", 5), ("packed.assemble", 20)):
+        manifest = llm_airflow.rest.xcom("from_files", run_id, task_id)
+        assert manifest["counts"] == {"total": amount, "succeeded": amount, "errored": 0}
+        parts = sorted(Path(manifest["result_path"].removeprefix("file://")).glob("part-*.jsonl"))
+        landed = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
+        assert [line["custom_id"] for line in landed] == [row["id"] for row in rows[:amount]]
+        assert [line["output"] for line in landed] == [f"echo: Say {row['text']}" for row in rows[:amount]]
+    versions = llm_airflow.rest.call("GET", "/dags/from_files/dagVersions")
+    assert versions["total_entries"] == 1, "the DAG looks new at each parse"
 
 
 def test_mapped_tasks_have_runs_and_retries_of_their_own(llm_airflow) -> None:

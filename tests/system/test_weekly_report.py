@@ -111,7 +111,7 @@ def test_a_week_of_backfilled_nights_one_of_them_missing(examples_airflow, week:
         assert "Nights: 6 of 7; Thursday missing" in plain, form
         assert "Documents: 48; summarised: 46; dead letters: 2" in plain, form
         assert f"{written:,} written" in plain, form
-        assert plain.count("dead-letter.jsonl") == 2, form
+        assert plain.count("dead-letter-") == 2, form
         assert "Thursday 23 October" not in plain, form
         assert "echo: " in plain, form
     assert markdown.count(r"\<script\>alert('1')\</script\> \[click\](javascript\:alert(2)) \*\*bold\*\*") == 3

@@ -99,12 +99,28 @@ def test_a_number_of_tasks_at_once_that_none_can_have(at_once: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["s3://b/{{ ti.map_index }}", "/x/{{ task_instance.task_id }}", "/x/{{ task.task_id }}"]
+    "path",
+    [
+        "s3://b/{{ ti.map_index }}",
+        "/x/{{ task_instance.task_id }}",
+        "/x/{{ task.task_id }}",
+        "/x/{{ ti['map_index'] }}",
+        "/x/{{ task_instance_key_str }}",
+    ],
 )
 def test_a_result_path_of_one_task_alone(path: str) -> None:
     with pytest.raises(ConfigurationError, match="which differs from task to task of the group"):
         group_of(result_path=path)
 
 
-def test_a_result_path_with_a_word_like_those() -> None:
-    group_of(result_path="s3://b/tasks/ti/{{ run_id }}")
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://b/tasks/ti.id/nightly-task.key/{{ run_id }}",
+        "{{ ti.xcom_pull(task_ids='prepare') }}",
+        "/x/{{ ti.dag_id }}/{{ ti.run_id }}",
+        "/x/{{ params.task.name }}",
+    ],
+)
+def test_a_result_path_with_words_like_those(path: str) -> None:
+    group_of(result_path=path)

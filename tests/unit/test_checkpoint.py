@@ -249,7 +249,7 @@ def test_keys_that_mean_something_to_airflow_arrive(
 def test_dead_letters_are_not_counted_twice(stub: StubVLLM, mocker: MockerFixture) -> None:
     """Those of the chunks go when the run's own are put together of them."""
     stub.behaviour.fault = lambda _body, _nth: Fault.bad_request()
-    rows = [{"text": "x" * 10_000} for _ in range(100)]
+    rows = [{"text": "x" * 30_000} for _ in range(100)]
     task = Task(Values(), source=rows, max_error_rate=1.0)
     task.attempt()
     letters = sum(len(json.dumps(letter)) for letter in task.xcoms["dead_letters"])

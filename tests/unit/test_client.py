@@ -592,22 +592,49 @@ async def test_an_answer_to_another_request_is_none() -> None:
     assert kind_of(other) is FailureKind.GARBLED
 
 
-async def test_a_large_answer_is_decoded_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    body = OK.replace(b'"hi"', b'"%s"' % (b"x" * (2 << 20)))
-    decoding: list[bool] = []
+async def test_an_answer_sent_twice_costs_one_row_and_no_others() -> None:
+    """It is there when the next request is sent; that one's own answer would be the next but one's."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        twice = True
+        while True:
+            asked = await read_request(reader)
+            request_id = next(line.split(b": ")[1] for line in asked.split(b"\r\n") if line.startswith(b"X-Request-Id"))
+            body = OK.replace(b'{"choices"', b'{"id":"chatcmpl-%s","choices"' % request_id)
+            whole = ANSWER.split(b"Content-Length")[0] + b"Content-Length: %d\r\n\r\n" % len(body) + body
+            await asyncio.sleep(0.02)
+            writer.write(whole)
+            if twice:
+                asyncio.get_running_loop().call_later(0.005, writer.write, whole)
+            twice = False
+
+    async with raw_server(answer) as url, client_of(url) as client:
+        results = [await client.send(CHAT, BODY, request_id=f"0123456789ab-01234567-{row}-1") for row in range(12)]
+    garbled = [row for row, result in enumerate(results) if isinstance(result, Failure)]
+    assert garbled == [1, 3, 5, 7, 9, 11], "each connection sends its first answer twice, and is closed for it"
+
+
+async def test_a_large_stream_is_joined_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    delta = b'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":"stop"}]}' % (b"x" * (2 << 20))
+    body = delta + b"\n\ndata: [DONE]\n\n"
+    joining: list[bool] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
-        writer.write(ANSWER.split(b"Content-Length")[0] + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
         await writer.drain()
 
     whole = client_module.decode
 
     def noted(**fields: Any) -> Completion | Failure:
-        decoding.append(threading.current_thread() is threading.main_thread())
+        joining.append(threading.current_thread() is threading.main_thread())
         return whole(**fields)
 
     monkeypatch.setattr(client_module, "decode", noted)
-    async with raw_server(answer) as url:
-        assert isinstance(await send_one(url), Completion)
-    assert decoding == [False]
+    async with raw_server(answer) as url, client_of(url) as client:
+        assert isinstance(await client.send(CHAT, BODY, request_id="r"), Completion)
+        streamed = await client.stream(CHAT, BODY, request_id="r", wait_s=10, arrived=lambda _: None)
+    assert isinstance(streamed, Completion)
+    assert joining == [False, False]

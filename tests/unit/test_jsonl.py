@@ -8,7 +8,8 @@ import pytest
 from batch_fakes import texts, write_rows
 
 from airflow_llm_provider.exceptions import ConfigurationError, DuplicateIdError, SourceError, StorageError
-from airflow_llm_provider.storage import jsonl
+from airflow_llm_provider.storage import text_lines
+from airflow_llm_provider.storage.found_files import FoundFiles
 from airflow_llm_provider.storage.jsonl import JsonlSource
 
 if TYPE_CHECKING:
@@ -112,14 +113,16 @@ def test_linked_files_are_files_and_what_they_lead_to_is_pinned(tmp_path: Path) 
         ("none.jsonl", "no file matches"),
         ("folder", r"is a folder. Name its files, e\.g\. .*/folder/\*\.jsonl"),
         ("fold*", "is a folder"),
-        ("a.jsonl.gz", "compressed"),
-        ("*.zst", "compressed"),
+        ("a.jsonl.gz", "can.t be unpacked, or was cut off"),
+        ("*.zst", "can.t be unpacked, or was cut off"),
+        ("a.bz2", "of packed files, gzip"),
     ],
 )
 def test_inputs_that_are_none(tmp_path: Path, pattern: str, words: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "a.jsonl.gz").write_bytes(b"\x1f\x8b")
     (tmp_path / "a.jsonl.zst").write_bytes(b"\x1f\x8b")
+    (tmp_path / "a.bz2").write_bytes(b"")
     with pytest.raises(SourceError, match=words):
         JsonlSource([f"{tmp_path}/{pattern}"]).scan(10)
 
@@ -139,7 +142,7 @@ def unreadable_folder(mocker: MockerFixture, _file: Path) -> None:
 
 
 def unreadable_file(mocker: MockerFixture, _file: Path) -> None:
-    mocker.patch.object(JsonlSource, "_open", side_effect=PermissionError(errno.EACCES, "denied"))
+    mocker.patch.object(FoundFiles, "open", side_effect=PermissionError(errno.EACCES, "denied"))
 
 
 @pytest.mark.parametrize("fault", [unreadable_folder, unreadable_file])
@@ -252,7 +255,7 @@ def test_equal_content_has_an_equal_digest_wherever_it_lies(tmp_path: Path) -> N
 
 
 def test_lines_longer_than_a_block(tmp_path: Path, mocker: MockerFixture) -> None:
-    mocker.patch.object(jsonl, "_BLOCK_BYTES", 7)
+    mocker.patch.object(text_lines, "BLOCK_BYTES", 7)
     rows = [b'{"t":"' + b"x" * length + b'"}' for length in (0, 3, 50, 1, 6, 7, 8)]
     source = source_of(tmp_path, a=b"\n".join(rows))
     assert [raw for *_, raw in found(source, source.scan(2))] == rows
@@ -265,8 +268,8 @@ def test_a_row_of_five_megabytes_is_a_row(tmp_path: Path) -> None:
 
 
 def test_a_line_without_an_end_is_no_jsonl(tmp_path: Path, mocker: MockerFixture) -> None:
-    assert jsonl._MAX_LINE_BYTES == 64 << 20
-    mocker.patch.object(jsonl, "_MAX_LINE_BYTES", 4 << 20)
+    assert text_lines.MAX_LINE_BYTES == 64 << 20
+    mocker.patch.object(text_lines, "MAX_LINE_BYTES", 4 << 20)
     (tmp_path / "a.jsonl").write_bytes(b"1\n")
     with (tmp_path / "a.jsonl").open("ab") as file:
         file.truncate((5 << 20) + 10)  # a hole: nothing is written
@@ -331,7 +334,7 @@ def test_a_link_that_leads_nowhere_beside_the_input(tmp_path: Path) -> None:
 
 def test_a_file_that_grows_while_it_is_scanned_is_pinned_as_read(tmp_path: Path, mocker: MockerFixture) -> None:
     source = source_of(tmp_path, a=b"1\n2\n")
-    whole = source._find
+    whole = source._files.find
 
     def late(**pinned: Any) -> Any:
         found = whole(**pinned)
@@ -340,7 +343,7 @@ def test_a_file_that_grows_while_it_is_scanned_is_pinned_as_read(tmp_path: Path,
                 file.write(b"3\n")
         return found
 
-    mocker.patch.object(source, "_find", late)
+    mocker.patch.object(source._files, "find", late)
     scan = source.scan(9)
     assert (scan.plan.total_rows, scan.snapshot["files"][0]["bytes"]) == (3, 6)
     mocker.stopall()
@@ -355,7 +358,7 @@ def test_a_file_named_twice(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changes_between_two_blocks(tmp_path: Path, mocker: MockerFixture) -> None:
-    mocker.patch.object(jsonl, "_BLOCK_BYTES", 4)
+    mocker.patch.object(text_lines, "BLOCK_BYTES", 4)
     source = source_of(tmp_path, a=b"1\n2\n3\n4\n")
     scan = source.scan(9)
     rows = source.rows(scan.snapshot, scan.plan.chunk(0))

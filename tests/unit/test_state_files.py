@@ -207,6 +207,6 @@ def test_a_run_that_became_too_large_can_be_begun_anew() -> None:
     files.pipe_file("lease.json", b"12345")
     files.pipe_file("run.json", noise(505))
     with pytest.raises(ConfigurationError):
-        files.pipe_file("journal", noise(500))
+        files.pipe_file("journal", noise(3000))
     assert files.remove(["part"]) == 1
-    files.pipe_file("journal", noise(500))
+    files.pipe_file("journal", noise(3000))

@@ -9,6 +9,7 @@ from airflow.sdk import DAG, ObjectStoragePath, Param, task
 
 from airflow_llm_provider.operators.batch_group import LLMBatchGroup
 from airflow_llm_provider.operators.llm_batch import LLMBatchOperator
+from airflow_llm_provider.sources import Files
 
 WORK = os.environ.get("LLM_TEST_WORK", "")
 
@@ -26,6 +27,20 @@ with DAG(
         result_path="{{ params.result_path }}",
         chunk_rows=150,
         max_in_flight=16,
+    )
+
+with DAG(dag_id="from_files", schedule=None, params={"folder": Param("", type="string")}):
+    LLMBatchOperator(
+        task_id="table",
+        source=Files("{{ params.folder }}/*.csv", columns=["text"], custom_id="id", limit=5),
+        prompt="Say {{ row.text }}",
+    )
+    LLMBatchGroup(
+        "packed",
+        source=Files("{{ params.folder }}/*.jsonl.gz", custom_id="{{ 'i' }}d"),
+        prompt="Say {{ row.text }}",
+        shares=3,
+        chunk_rows=4,
     )
 
 with DAG(
