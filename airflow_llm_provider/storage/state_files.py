@@ -36,8 +36,8 @@ AT_ONCE = 2
 """A file that is created, or assembled of others, may bring them to so many times that: those are removed next."""
 
 SMALL, NOTE = 512, 2048
-"""By so small a part of what may be kept a file may grow up to there, and a new one have so small a part: a run that has
-become too large can be begun anew."""
+"""By so small a part of what may be kept a file may grow up to there, and a new one have so small a part: a run that
+has become too large can be begun anew."""
 
 
 class KeyValues(Protocol):
