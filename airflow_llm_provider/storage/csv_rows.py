@@ -55,8 +55,9 @@ class CsvSource(FileSource):
     def _records(
         self, stream: IO[bytes], file: File, start: tuple[int, int], see: Callable[[bytes], object]
     ) -> Iterator[Record]:
+        csv.field_size_limit(max(csv.field_size_limit(), text_lines.MAX_LINE_BYTES))  # of the process; texts are long
         delimiter = self._delimiter or ("\t" if ".tsv" in file.uri.rsplit("/", 1)[-1] else ",")
-        lines = _Lines(text_lines.split(stream, 0, 1, uri=file.uri, see=see))
+        lines = _Lines(text_lines.split(stream, 0, 1, uri=file.uri, see=see), file)
         records = csv.reader(lines, delimiter=delimiter, strict=True)
         header = self._header(records, file)
         if not header:
@@ -68,7 +69,7 @@ class CsvSource(FileSource):
                     next(lines)
             else:
                 stream.seek(start[0])
-                lines = _Lines(text_lines.split(stream, *start, uri=file.uri, see=see))
+                lines = _Lines(text_lines.split(stream, *start, uri=file.uri, see=see), file)
             records = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
             lines.begin()
@@ -98,10 +99,13 @@ class CsvSource(FileSource):
 class _Lines:
     """Lines as the csv module wants them; knows where the next one begins, and what was read since `begin`."""
 
-    def __init__(self, lines: Iterator[tuple[int, int, bytes]]) -> None:
+    def __init__(self, lines: Iterator[tuple[int, int, bytes]], file: File) -> None:
         self._lines = lines
+        self._file = file
         self._next = next(lines, None)
+        self._began = 1  # the record's first line
         self._read: list[str] = []
+        self._size = 0
 
     def __iter__(self) -> _Lines:
         return self
@@ -112,11 +116,18 @@ class _Lines:
         text = self._next[2].removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape") + "\n"
         self._next = next(self._lines, None)
         self._read.append(text)
+        self._size += len(text)
+        if self._size > text_lines.MAX_LINE_BYTES:
+            raise SourceError(
+                f"{self._file.uri}: the record that begins in line {self._began} is longer than "
+                f"{text_lines.MAX_LINE_BYTES >> 20} MiB. Is a quote in it not closed?"
+            )
         return text
 
     def begin(self) -> None:
         """A record begins."""
         self._read.clear()
+        self._size, self._began = 0, self.number
 
     @property
     def offset(self) -> int:

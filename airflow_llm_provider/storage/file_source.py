@@ -81,6 +81,7 @@ class Selection:
             return raw
         names = fields if self.columns is None else self.columns
         taken = {name: fields[name] for name in names if name in fields}
+        taken.pop("custom_id", None)
         label = fields.get(self.custom_id or "custom_id")
         return taken if label is None else {**taken, "custom_id": label}
 

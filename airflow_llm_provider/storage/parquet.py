@@ -50,7 +50,7 @@ class ParquetSource(FileSource):
                     row += rows
                     continue
                 for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
-                    records = [plain(record) for record in batch.to_pylist()]
+                    records = [plain(record) for record in _to_microseconds(batch).to_pylist()]
                     see(orjson.dumps(records, option=orjson.OPT_APPEND_NEWLINE))
                     for record in records:
                         if row >= start[0]:
@@ -58,6 +58,22 @@ class ParquetSource(FileSource):
                         row += 1
         except ArrowException as error:
             raise SourceError(f"{file.uri} can't be read as Parquet: {error}") from error
+
+
+def _to_microseconds(batch: Any) -> Any:
+    """Moments to the nanosecond, which Python has no word for, are cut."""
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+
+    types = pa.types
+    for number, field in enumerate(batch.schema):
+        if getattr(field.type, "unit", "") != "ns":
+            continue
+        if types.is_timestamp(field.type):
+            coarser = pa.timestamp("us", field.type.tz)
+        else:
+            coarser = pa.duration("us") if types.is_duration(field.type) else pa.time64("us")
+        batch = batch.set_column(number, field.name, batch.column(number).cast(coarser, safe=False))
+    return batch
 
 
 def plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from batch_fakes import HookedStore, Try, dead_letter, job_of, kept_indices, part_lines, run
-from file_fakes import ENDINGS, ROWS, parquet, rows, write
+from file_fakes import ENDINGS, ROWS, csv_of, jsonl_of, parquet, rows, write
 from pypdf import PdfWriter
 
 from airflow_llm_provider.core.prompt import RequestSpec
@@ -337,3 +337,36 @@ def pdf(text: str) -> bytes:
     table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
     head = b"xref\n0 6\n0000000000 65535 f \n%strailer<</Root 1 0 R/Size 6>>\n" % table
     return data + head + b"startxref\n%d\n%%%%EOF\n" % len(data)
+
+
+def test_texts_of_any_length_in_quotes(tmp_path: Path) -> None:
+    long = [{"custom_id": "a", "text": "x,\n" * 100_000}, {"custom_id": "b", "text": "y"}]
+    (tmp_path / "a.csv").write_bytes(csv_of(long))
+    assert read(source_of(f"{tmp_path}/a.csv"), 1) == long
+
+
+def test_a_quote_that_is_never_closed_does_not_swallow_the_file(tmp_path: Path, mocker: MockerFixture) -> None:
+    mocker.patch.object(text_lines, "MAX_LINE_BYTES", 1 << 20)
+    (tmp_path / "a.csv").write_bytes(b'id,text\n1,one\n2,"two\n' + b"3,three\n" * 200_000)
+    with pytest.raises(SourceError, match=r"the record that begins in line 3 is longer than 1 MiB\. Is a quote"):
+        source_of(f"{tmp_path}/a.csv").scan(9)
+
+
+def test_moments_to_the_nanosecond_are_cut(tmp_path: Path) -> None:
+    nanoseconds = 1_767_225_600_123_456_789
+    table = pa.table(
+        {
+            "at": pa.array([nanoseconds], pa.timestamp("ns", "UTC")),
+            "clock": pa.array([1_001], pa.time64("ns")),
+            "took": pa.array([1_500_000_001], pa.duration("ns")),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    (row,) = read(source_of(f"{tmp_path}/a.parquet"), 9)
+    assert row == {"at": "2026-01-01T00:00:00.123456+00:00", "clock": "00:00:00.000001", "took": 1.5}
+
+
+def test_a_row_without_the_label_that_is_asked_for_has_none(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl_of([{"custom_id": "x", "n": 1}, {"custom_id": "x", "m": 2}]))
+    found = read(Files(f"{tmp_path}/a.jsonl", custom_id="n").open(), 9)
+    assert found == [{"n": 1, "custom_id": 1}, {"m": 2}]
