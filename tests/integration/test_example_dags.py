@@ -17,12 +17,14 @@ TASKS = {
     "dedicated_gpu": {"keywords"},
     "nightly_summarisation": {"collect_documents", "summarise", "show"},
     "shared_gpu_priority": {"files_of_the_hour", "label"},
+    "triage_tickets": {"triage", "report"},
     "weekly_report": {"write_report"},
 }
 SCHEDULES = {
     "archive_on_workers": "0 23 * * sun Europe/London",
     "nightly_summarisation": "0 23 * * * Europe/London",
     "shared_gpu_priority": "0 * * * * UTC",
+    "triage_tickets": "0 5 * * * Europe/London",
     "weekly_report": "0 6 * * mon Europe/London",
 }
 

@@ -6,6 +6,9 @@ import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 
 def write_rows(path: Path, *texts: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,3 +66,23 @@ def test_an_archive_is_shared_out_to_workers(examples_airflow, tmp_path: Path) -
         task for task in examples_airflow.rest.tasks("archive_on_workers", run_id) if task.task_id.endswith("work")
     ]
     assert {(task.map_index, task.state) for task in shares} == {(0, "success"), (1, "success"), (2, "success")}
+
+
+def test_tickets_of_a_parquet_export_are_sorted(examples_airflow, tmp_path: Path) -> None:
+    tickets = [
+        {
+            "ticket_id": 700 + number,
+            "subject": f"subject {number}",
+            "body": f"body {number}",
+            "agent": "nobody's business",
+        }
+        for number in range(30)
+    ]
+    pq.write_table(pa.Table.from_pylist(tickets), tmp_path / "export.parquet")
+    run_id = run(examples_airflow, "triage_tickets", {"export": f"file://{tmp_path}/*.parquet"})
+    said = examples_airflow.rest.xcom("triage_tickets", run_id, "report")
+    assert said.startswith("30 tickets at file://")
+    parts = Path(said.removeprefix("30 tickets at file://"))
+    landed = [json.loads(line) for part in parts.parent.glob(parts.name) for line in part.read_text().splitlines()]
+    assert [line["custom_id"] for line in landed] == [str(700 + number) for number in range(30)]
+    assert {line["output"] for line in landed} == {"echo: One of billing,"}  # after four tokens
