@@ -5,15 +5,14 @@ Owns the words. How files are read is `storage`'s.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_llm_provider.exceptions import ConfigurationError
 from airflow_llm_provider.storage.file_source import Selection
-from airflow_llm_provider.storage.formats import source_for
+from airflow_llm_provider.storage.formats import check_words, source_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from airflow_llm_provider.storage.file_source import FileSource
     from airflow_llm_provider.storage.formats import Format
 
@@ -26,6 +25,9 @@ class Files:
         LLMBatchOperator(
             source=Files("s3://lake@tickets/{{ ds }}/*.parquet", columns=["body"], custom_id="ticket", limit=100), ...
         )
+
+    Raises:
+        ConfigurationError: for a format, delimiter or limit that can't be meant.
 
     Args:
         paths: paths or globs, on any storage that Airflow knows. Templated.
@@ -54,6 +56,8 @@ class Files:
         self.custom_id = custom_id
         self.limit = limit
         self.delimiter = delimiter
+        check_words(format=format, delimiter=delimiter)
+        Selection(limit=limit)
 
     def __repr__(self) -> str:
         """The same for the same words: a DAG's version is told by it."""
@@ -73,12 +77,16 @@ class Files:
             ConnectionMissingError: a path names a connection that Airflow does not know.
         """
         paths: Any = self.paths
-        patterns = [paths] if isinstance(paths, str) else list(paths)
+        if isinstance(paths, str) or hasattr(paths, "__fspath__"):
+            paths = [str(paths)]
+        patterns = list(paths) if isinstance(paths, Sequence) else []
         if not patterns or not all(isinstance(each, str) and each.strip() for each in patterns):
             raise ConfigurationError(f"source: {self!r} names no files")
         if self.columns is not None and isinstance(self.columns, str):
             raise ConfigurationError(f"source: columns must be a list of names, not {self.columns!r}")
         selection = Selection(
-            columns=None if self.columns is None else tuple(self.columns), custom_id=self.custom_id, limit=self.limit
+            columns=None if self.columns is None else tuple(self.columns),
+            custom_id=self.custom_id or None,  # a template may render to nothing
+            limit=self.limit,
         )
         return source_for(patterns, selection, format=self.format, delimiter=self.delimiter)

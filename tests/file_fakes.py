@@ -20,6 +20,8 @@ def rows(amount: int = ROWS) -> list[dict[str, Any]]:
 
 
 def csv_of(wanted: list[dict[str, Any]], delimiter: str = ",") -> bytes:
+    if not wanted:
+        return b""
     quoted = [['"' + str(value).replace('"', '""') + '"' for value in row.values()] for row in wanted]
     return "".join(f"{delimiter.join(line)}\r\n" for line in [list(wanted[0]), *quoted]).encode()
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 64 << 20
 
+_FIELDS = ("path", "name", "text")
+
 
 class DocumentSource(FileSource):
     """Documents; each is one record."""
@@ -34,6 +36,7 @@ class DocumentSource(FileSource):
         start: tuple[int, int],  # noqa: ARG002 - there is one record
         see: Callable[[bytes], object],
     ) -> Iterator[Record]:
+        self.selection.of(_FIELDS, file)
         data = stream.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise SourceError(f"{file.uri} is larger than {MOST_BYTES >> 20} MiB, which no row may be")
@@ -43,7 +46,7 @@ class DocumentSource(FileSource):
 
 def _row(file: File, data: bytes) -> Raw:
     name = file.uri.rsplit("/", 1)[-1]
-    if ".pdf" in name.lower():
+    if file.ending == "pdf":
         text: str | MalformedRow = _pdf_text(file, data)
     else:
         try:

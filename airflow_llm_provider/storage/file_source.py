@@ -19,7 +19,7 @@ from airflow_llm_provider.core.chunks import Chunk, ChunkPlan
 from airflow_llm_provider.core.request import Position
 from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError, SourceError
 from airflow_llm_provider.storage.duplicates import DuplicateFinder
-from airflow_llm_provider.storage.found_files import PACKED, RESTART, File, FoundFiles, gone
+from airflow_llm_provider.storage.found_files import RESTART, File, FoundFiles, gone, is_packed
 from airflow_llm_provider.storage.source import MalformedRow, Scan, SourceRow, duplicate_id
 from airflow_llm_provider.storage.store import storage_error
 
@@ -51,7 +51,9 @@ class Selection:
     def __post_init__(self) -> None:
         if self.columns is not None and not (self.columns and all(isinstance(name, str) for name in self.columns)):
             raise ConfigurationError(f"source: columns must be a list of names, not {self.columns!r}")
-        if self.limit is not None and (isinstance(self.limit, bool) or self.limit < 1):
+        if self.custom_id is not None and not isinstance(self.custom_id, str):
+            raise ConfigurationError(f"source: custom_id must be a field's name, not {self.custom_id!r}")
+        if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
             raise ConfigurationError(f"source: limit must be a whole number of 1 or more, not {self.limit!r}")
 
     def spec(self) -> dict[str, Any]:
@@ -88,7 +90,7 @@ class Selection:
     def label(self, raw: Raw) -> str | None:
         """A row's own label, where it has one that can be read."""
         name = self.custom_id or "custom_id"
-        if isinstance(raw, MalformedRow) or (isinstance(raw, bytes) and f'"{name}"'.encode() not in raw):
+        if isinstance(raw, MalformedRow) or (isinstance(raw, bytes) and _says_no(raw, name)):
             return None
         fields = parsed(raw)
         label = fields.get(name) if fields is not None else None
@@ -118,6 +120,7 @@ class FileSource:
     Attributes:
         kind: the format's name.
         counts_bytes: whether what `_records` shows of a file is all of its bytes, as they lie there.
+        jumps: whether a file is read here and there.
         seeks: whether a record in the middle of a file is found as fast as its first, unless the file is packed.
 
     Raises:
@@ -126,6 +129,7 @@ class FileSource:
 
     kind = "files"
     counts_bytes = False
+    jumps = False
     seeks = False
 
     def __init__(self, patterns: Sequence[str], selection: Selection | None = None) -> None:
@@ -136,7 +140,8 @@ class FileSource:
         self._going: tuple[int, Iterator[SourceRow]] | None = None  # the next row's index, and what has it
 
     def __str__(self) -> str:
-        return ", ".join(self._patterns)
+        taken = "".join(f", {name}={value!r}" for name, value in self.selection.spec().items())
+        return f"{', '.join(self._patterns)}{taken}"
 
     def spec(self) -> object:
         """The patterns, as the DAG rendered them, and what is asked for of the files."""
@@ -144,6 +149,7 @@ class FileSource:
 
     def scan(self, chunk_rows: int) -> Scan:
         """Read every file once. See `storage.source.Source.scan`."""
+        self._going = None
         files: list[dict[str, Any]] = []
         starts: list[tuple[int, int, int]] = []
         digest = hashlib.sha256()
@@ -206,7 +212,7 @@ class FileSource:
 
         Where nothing is found by seeking, the chunk after the last one that was read goes on there.
         """
-        seeks = self.seeks and not snapshot["files"][chunk.file]["uri"].endswith(PACKED)
+        seeks = self.seeks and not is_packed(snapshot["files"][chunk.file]["uri"])
         going, self._going = self._going, None
         missing, end = chunk.first_index, chunk.first_index + chunk.rows
         rows = going[1] if going is not None and going[0] == chunk.first_index else self._rows_from(snapshot, chunk)
@@ -226,9 +232,11 @@ class FileSource:
         index, offset, line = chunk.first_index, chunk.offset, chunk.line
         for pinned in snapshot["files"][chunk.file :]:
             file = File(pinned["uri"], pinned["path"], pinned["pattern"], pinned["bytes"], pinned["version"])
-            for _, number, raw in self._read(file, offset, line, self._checks(file, pinned)):
+            check = self._checks(file, pinned)
+            for _, number, raw in self._read(file, offset, line, check):
                 yield SourceRow(index, Position(file=file.uri, line=number), self.selection.take(raw))
                 index += 1
+            check(b"")  # one that is shorter than it was, or empty, showed no block
             offset, line = 0, 1
 
     def _records(
@@ -239,7 +247,7 @@ class FileSource:
 
     def _read(self, file: File, offset: int, line: int, see: Callable[[bytes], object]) -> Iterator[Record]:
         try:
-            with self._files.open(file) as stream:
+            with self._files.open(file, jumps=self.jumps) as stream:
                 yield from self._records(stream, file, (offset, line), see)
         except LLMBatchError:
             raise
@@ -281,6 +289,11 @@ class FileSource:
 
         later = row(second)
         return duplicate_id(Selection().label(later.raw) or "", row(first).position, later.position)
+
+
+def _says_no(line: bytes, name: str) -> bool:
+    """Whether a line of JSON has no such field, as far as that is seen without parsing: names may be in escapes."""
+    return name.isascii() and name.isidentifier() and f'"{name}"'.encode() not in line and b"\\u" not in line
 
 
 def _damaged(file: File, error: Exception) -> SourceError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from airflow_llm_provider.exceptions import ConfigurationError
 from airflow_llm_provider.storage.csv_rows import CsvSource
 from airflow_llm_provider.storage.documents import DocumentSource
+from airflow_llm_provider.storage.found_files import ending
 from airflow_llm_provider.storage.jsonl import JsonlSource
 from airflow_llm_provider.storage.parquet import ParquetSource
 
@@ -39,13 +40,25 @@ def format_of(patterns: Sequence[str]) -> Format:
     Raises:
         ConfigurationError: they tell of several.
     """
-    told = {_BY_ENDING.get(_ending(pattern), "jsonl") for pattern in patterns}
+    told = {_BY_ENDING.get(ending(pattern), "jsonl") for pattern in patterns}
     if len(told) > 1:
         raise ConfigurationError(
             f"source: {', '.join(patterns)} are files of several formats ({', '.join(sorted(told))}); a run has one. "
             "Name one kind, or say which it is with sources.Files(…, format=…)"
         )
     return told.pop()
+
+
+def check_words(*, format: Format | None, delimiter: str | None) -> None:  # noqa: A002 - the field's word
+    """Whether they can be meant, whatever the files are.
+
+    Raises:
+        ConfigurationError: they can't.
+    """
+    if format is not None and format not in get_args(Format):
+        raise ConfigurationError(f"source: format is one of {', '.join(get_args(Format))}, not {format!r}")
+    if delimiter is not None and (not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n'):
+        raise ConfigurationError(f"source: delimiter must be one character, such as ';', not {delimiter!r}")
 
 
 def source_for(
@@ -66,8 +79,7 @@ def source_for(
     Raises:
         ConfigurationError: there is no such format, or it has no delimiter, or no columns.
     """
-    if format is not None and format not in get_args(Format):
-        raise ConfigurationError(f"source: format is one of {', '.join(get_args(Format))}, not {format!r}")
+    check_words(format=format, delimiter=delimiter)
     found = format_of(patterns) if format is None else format
     if delimiter is not None and found != "csv":
         raise ConfigurationError(f"source: {found} has no delimiter; leave it out, or say format='csv'")
@@ -80,10 +92,3 @@ def source_for(
             return DocumentSource(patterns, selection)
         case "jsonl":
             return JsonlSource(patterns, selection)
-
-
-def _ending(pattern: str) -> str:
-    name = pattern.rsplit("/", 1)[-1].lower()
-    for packed in (".gz", ".zst"):
-        name = name.removesuffix(packed)
-    return name.rpartition(".")[2]

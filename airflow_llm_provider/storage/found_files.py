@@ -47,7 +47,12 @@ class File:
     @property
     def packed(self) -> bool:
         """Whether it is compressed, so that nothing in it is found by seeking."""
-        return self.uri.endswith(PACKED)
+        return is_packed(self.uri)
+
+    @property
+    def ending(self) -> str:
+        """What its name ends with, but for what says that it is packed."""
+        return ending(self.uri)
 
 
 class FoundFiles:
@@ -124,15 +129,24 @@ class FoundFiles:
         return replace(file, size_bytes=int(info["size"] or 0), version=_version(info))
 
     @contextmanager
-    def open(self, file: File) -> Iterator[IO[bytes]]:
-        """Its bytes, unpacked where it is compressed; raises what its store's client raises, and SourceError."""
-        if file.uri.endswith(_OTHERWISE_PACKED):
+    def open(self, file: File, *, jumps: bool = False) -> Iterator[IO[bytes]]:
+        """Its bytes, unpacked where it is compressed; raises what its store's client raises, and SourceError.
+
+        Args:
+            file: which one.
+            jumps: whether it is read here and there, and not from one place on.
+        """
+        name = file.uri.lower()
+        if name.endswith(_OTHERWISE_PACKED):
             raise SourceError(f"{file.uri}: of packed files, gzip (.gz) and zstd (.zst) are read. Unpack it")
-        with self._file_systems[file.pattern].open(file.path, "rb", block_size=_READ_AHEAD_BYTES) as stream:
-            if file.uri.endswith(".gz"):
+        caching: dict[str, Any] = {"block_size": _READ_AHEAD_BYTES}
+        if jumps:
+            caching = {"block_size": 1 << 20, "cache_type": "blockcache", "cache_options": {"maxblocks": 32}}
+        with self._file_systems[file.pattern].open(file.path, "rb", **caching) as stream:
+            if name.endswith(".gz"):
                 with gzip.GzipFile(fileobj=stream) as unpacked:
                     yield cast("IO[bytes]", unpacked)
-            elif file.uri.endswith(".zst"):
+            elif name.endswith(".zst"):
                 with pyarrow_for(file.uri).CompressedInputStream(stream, "zstd") as unpacked:
                     yield cast("IO[bytes]", unpacked)
             else:
@@ -159,6 +173,19 @@ class FoundFiles:
                         f"source: {name} is a link, and what it leads to is not there. Mend it, or remove it"
                     ) from error
         return found
+
+
+def is_packed(name: str) -> bool:
+    """Whether a file of that name is compressed."""
+    return name.lower().endswith(PACKED)
+
+
+def ending(name: str) -> str:
+    """What a file's name ends with, in small letters, but for what says that it is packed: ``csv`` of ``A.CSV.gz``."""
+    last = name.rsplit("/", 1)[-1].lower()
+    for packed in PACKED:
+        last = last.removesuffix(packed)
+    return last.rpartition(".")[2]
 
 
 def pyarrow_for(uri: str) -> Any:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from batch_fakes import HookedStore, Try, dead_letter, job_of, kept_indices, part_lines, run
-from file_fakes import ENDINGS, ROWS, csv_of, jsonl_of, parquet, rows, write
+from file_fakes import ENDINGS, ROWS, csv_of, jsonl_of, parquet, rows, write, zstd
 from pypdf import PdfWriter
 
 from airflow_llm_provider.core.prompt import RequestSpec
@@ -159,6 +159,10 @@ def test_labels_that_stand_twice(tmp_path: Path, ending: str) -> None:
         ({"paths": "a.csv", "columns": []}, "columns must be a list of names"),
         ({"paths": "a.csv", "limit": 0}, "limit must be a whole number of 1 or more"),
         ({"paths": "a.csv", "limit": True}, "limit must be a whole number of 1 or more"),
+        ({"paths": "a.csv", "limit": 2.5}, "limit must be a whole number of 1 or more"),
+        ({"paths": "a.csv", "limit": "3"}, "limit must be a whole number of 1 or more"),
+        ({"paths": "a.csv", "custom_id": 5}, "custom_id must be a field's name"),
+        ({"paths": None}, "names no files"),
         ({"paths": "a.csv", "format": "xlsx"}, "format is one of jsonl, csv, parquet, documents, not 'xlsx'"),
         ({"paths": "a.csv", "delimiter": ",,"}, "delimiter must be one character"),
         ({"paths": "a.jsonl", "delimiter": ";"}, "jsonl has no delimiter"),
@@ -348,8 +352,123 @@ def test_texts_of_any_length_in_quotes(tmp_path: Path) -> None:
 def test_a_quote_that_is_never_closed_does_not_swallow_the_file(tmp_path: Path, mocker: MockerFixture) -> None:
     mocker.patch.object(text_lines, "MAX_LINE_BYTES", 1 << 20)
     (tmp_path / "a.csv").write_bytes(b'id,text\n1,one\n2,"two\n' + b"3,three\n" * 200_000)
-    with pytest.raises(SourceError, match=r"the record that begins in line 3 is longer than 1 MiB\. Is a quote"):
-        source_of(f"{tmp_path}/a.csv").scan(9)
+    first, bad, *rest = read(source_of(f"{tmp_path}/a.csv"), 70_000)
+    assert first == {"id": "1", "text": "one"}
+    assert isinstance(bad, MalformedRow)
+    assert (bad.message, bad.text) == (
+        "the record is no CSV: it is longer than 1 MiB, or a quote is not closed",
+        '2,"two\n',
+    )
+    assert rest == [{"id": "3", "text": "three"}] * 200_000
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 2, 3, 9])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_quote_that_is_not_closed_costs_its_line_alone(tmp_path: Path, *, chunk_rows: int, packed: bool) -> None:
+    data = b'id,text\n1,one\n2,"two\n3,three\n4,"fo,ur"\n5,"fi\nve"\n6,"six\n7,"se\nven",x\n8,eight\n'
+    path = tmp_path / ("a.csv.gz" if packed else "a.csv")
+    path.write_bytes(gzip.compress(data) if packed else data)
+    source = source_of(str(path))
+    scan = source.scan(chunk_rows)
+    found = [
+        "bad" if isinstance(row.raw, MalformedRow) else dict(fields(row.raw))["id"]
+        for number in reversed(range(len(scan.plan)))
+        for row in reversed(list(source.rows(scan.snapshot, scan.plan.chunk(number))))
+    ]
+    # The last but one had a field too many: what is left of it may look like a record, and no line is passed over.
+    assert found[::-1] == ["1", "bad", "3", "4", "5", "bad", "bad", 'ven"', "8"]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("left", [0, 4])
+def test_a_file_that_is_empty_or_shorter_by_now_gives_its_indexes_to_no_other(
+    tmp_path: Path, ending: str, left: int
+) -> None:
+    """It shows no block from the chunk's beginning on, and the next file's rows would follow."""
+    source = source_of(write(tmp_path, ending, rows()))
+    scan = source.scan(4)
+    write(tmp_path, ending, rows()[: 2 * left])
+    write_after = tmp_path / f"c.{ending}"
+    write_after.write_bytes((tmp_path / f"b.{ending}").read_bytes())
+    for number in range(len(scan.plan)):
+        with pytest.raises(SourceError, match="has changed since this run began"):
+            list(source.rows(scan.snapshot, scan.plan.chunk(number)))
+
+
+def test_a_packed_table_of_more_than_the_longest_record_is_read_from_its_middle(
+    tmp_path: Path, mocker: MockerFixture
+) -> None:
+    mocker.patch.object(text_lines, "MAX_LINE_BYTES", 1000)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(csv_of(rows(500))))
+    source = source_of(f"{tmp_path}/a.csv.gz")
+    scan = source.scan(100)
+    assert [fields(row.raw) for row in source.rows(scan.snapshot, scan.plan.chunk(4))] == rows(500)[400:]
+
+
+def test_labels_whose_name_is_written_in_escapes_are_labels(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"custom_\\u0069d":"x"}\n{"custom_id":"x"}\n')
+    with pytest.raises(DuplicateIdError):
+        source_of(f"{tmp_path}/a.jsonl").scan(9)
+    (tmp_path / "b.jsonl").write_bytes(jsonl_of([{"id\u00e9": "x"}, {"id\u00e9": "x"}]))
+    with pytest.raises(DuplicateIdError):
+        Files(f"{tmp_path}/b.jsonl", custom_id="id\u00e9").open().scan(9)
+
+
+def test_values_that_cannot_be_read_are_bad_rows_and_no_others(tmp_path: Path) -> None:
+    far = pa.array([0, 300_000_000_000_000_000], pa.timestamp("us"))
+    nested = pa.array([[1], [2]], pa.list_(pa.timestamp("ns")))
+    pq.write_table(pa.table({"at": far}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"many": nested}), tmp_path / "b.parquet")
+    first, bad = read(source_of(f"{tmp_path}/a.parquet"), 9)
+    assert first == {"at": "1970-01-01T00:00:00"}
+    assert isinstance(bad, MalformedRow)
+    assert "a value of it can't be read" in bad.message
+    assert all(isinstance(row, MalformedRow) for row in read(source_of(f"{tmp_path}/b.parquet"), 9))
+
+
+def test_int96_moments_of_spark_do_not_wrap(tmp_path: Path) -> None:
+    at = pa.array([datetime(9999, 12, 31, tzinfo=UTC)], pa.timestamp("us", "UTC"))
+    pq.write_table(pa.table({"at": at}), tmp_path / "a.parquet", use_deprecated_int96_timestamps=True)
+    (row,) = read(source_of(f"{tmp_path}/a.parquet"), 9)
+    assert row["at"].startswith("9999-12-31")
+
+
+def test_a_digest_is_of_the_rows_and_not_of_how_they_are_batched(tmp_path: Path, mocker: MockerFixture) -> None:
+    parquet(tmp_path / "a.parquet", rows())
+    digest = source_of(f"{tmp_path}/a.parquet").scan(4).digest
+    mocker.patch("airflow_llm_provider.storage.parquet._BATCH_ROWS", 2)
+    assert source_of(f"{tmp_path}/a.parquet").scan(4).digest == digest
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("a.parquet.gz", "Parquet is packed within"), ("a.parquet.zst", "Parquet is packed within")]
+)
+def test_parquet_in_a_packet(tmp_path: Path, name: str, words: str) -> None:
+    parquet(tmp_path / "a.parquet", rows())
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else zstd(data))
+    with pytest.raises(SourceError, match=words):
+        source_of(f"{tmp_path}/{name}").scan(9)
+
+
+def test_names_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "A.TSV").write_bytes(csv_of(rows(), "\t"))
+    (tmp_path / "B.JSONL.GZ").write_bytes(gzip.compress(jsonl_of(rows())))
+    for name in ("A.TSV", "B.JSONL.GZ"):
+        assert [fields(raw) for raw in read(source_of(f"{tmp_path}/{name}"), 4)] == rows()
+
+
+def test_a_uuid_is_a_label(tmp_path: Path) -> None:
+    ids = pa.array([bytes(range(16)), bytes(range(1, 17))], pa.uuid())
+    pq.write_table(pa.table({"id": ids}), tmp_path / "a.parquet")
+    first, _ = read(Files(f"{tmp_path}/a.parquet", custom_id="id").open(), 9)
+    assert first["custom_id"] == "00010203-0405-0607-0809-0a0b0c0d0e0f"
+
+
+def test_documents_have_no_other_fields(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"x")
+    with pytest.raises(SourceError, match=r"has no column body\. It has: path, name, text"):
+        Files(f"{tmp_path}/a.txt", columns=["body"]).open().scan(9)
 
 
 def test_moments_to_the_nanosecond_are_cut(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.configuration import conf
-from airflow.sdk import DAG, NEVER_EXPIRE
+from airflow.sdk import DAG, NEVER_EXPIRE, task
 from batch_fakes import IDENTITY, part_lines, texts, write_rows
 
 from airflow_llm_provider import exceptions
@@ -25,6 +26,7 @@ from airflow_llm_provider.operators.llm_batch import LLMBatchOperator, ResultsLi
 from airflow_llm_provider.operators.marker import RunMarker
 from airflow_llm_provider.operators.paths import browse_link, result_uri
 from airflow_llm_provider.operators.reading import source_of
+from airflow_llm_provider.sources import Files
 from airflow_llm_provider.storage.jsonl import JsonlSource
 from airflow_llm_provider.storage.source import ListSource
 
@@ -419,3 +421,21 @@ def test_killed_from_outside_it_ends_as_a_failure_that_a_retry_mends(results: Pa
     assert not isinstance(raised.value, AirflowFailException)
     mocker.stopall()
     assert task.execute(context_of(try_number=2))["counts"]["succeeded"] == 50
+
+
+def test_files_are_rendered_in_a_copy_and_what_they_come_from_is_upstream() -> None:
+    with DAG("d", schedule=None):
+
+        @task
+        def export() -> str:
+            return "s3://b/x"
+
+        files = Files("{{ ds }}/*.csv", columns=["{{ ds }}"])
+        first = operator(task_id="a", source=files)
+        second = operator(task_id="b", source=Files(export()))
+    assert second.upstream_task_ids == {"export"}
+    for day in ("2026-01-02", "2026-01-03"):
+        each = copy(first)
+        each.render_template_fields({"ds": day})
+        assert (each.source.paths, each.source.columns) == (f"{day}/*.csv", [day])
+    assert files.paths == "{{ ds }}/*.csv"
