@@ -145,7 +145,8 @@ def test_a_task_that_outlives_its_worker_gives_way_to_its_successor(
     """Where a worker's main process alone is killed, its supervisors die with it; their tasks are told by nobody."""
     rows, results = FEW_CHUNKS * CHUNK_ROWS, tmp_path / "results"
     celery.start_workers(["w4"])
-    set_state(stub_url, delay_s=5.0)  # a share takes longer than the heartbeat's time-out
+    # A share takes longer than the heartbeat's time-out; the others' end in time for its successor to get a worker.
+    set_state(stub_url, delay_s=2.5 * HEARTBEAT_S * IN_FLIGHT / CHUNK_ROWS)
     try:
         run_id = begin(celery, tmp_path, results, rows=rows)
         orphaned = freeze_one_at_work(celery, run_id, results, asked, of=rows // min(SHARES, FEW_CHUNKS))
