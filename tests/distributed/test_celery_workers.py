@@ -40,6 +40,9 @@ CHUNKS_A_SHARE = 2
 CHUNK_ROWS = ROWS // (SHARES * CHUNKS_A_SHARE)
 FEW_CHUNKS = SHARES if ROWS < 100_000 else 4
 IN_FLIGHT = 64
+LONG_S = 2.5 * HEARTBEAT_S * IN_FLIGHT / CHUNK_ROWS
+"""Of an answer, so that a share of one chunk lasts for two and a half of the heartbeat's time-outs."""
+
 SIZES = {"shares": SHARES, "chunk_rows": CHUNK_ROWS, "in_flight": IN_FLIGHT}
 PATIENCE_S = 300 + ROWS / 100  # a busy machine does a hundred rows a second at the least
 
@@ -116,7 +119,7 @@ def test_a_worker_whose_tasks_are_told_to_stop_too_journals_what_it_has(
 ) -> None:
     """As the init of a container does, unless it is told otherwise, that hands SIGTERM on to a whole group."""
     rows, results = FEW_CHUNKS * CHUNK_ROWS, tmp_path / "results"
-    set_state(stub_url, delay_s=0.5)  # a share must not end before its supervisor has handed the signal on
+    set_state(stub_url, delay_s=LONG_S)  # a share must not end before its supervisor has handed the signal on
     try:
         run_id = begin(celery, tmp_path, results, rows=rows)
         told = freeze_one_at_work(celery, run_id, results, asked, of=rows // min(SHARES, FEW_CHUNKS))
@@ -146,7 +149,7 @@ def test_a_task_that_outlives_its_worker_gives_way_to_its_successor(
     rows, results = FEW_CHUNKS * CHUNK_ROWS, tmp_path / "results"
     celery.start_workers(["w4"])
     # A share takes longer than the heartbeat's time-out; the others' end in time for its successor to get a worker.
-    set_state(stub_url, delay_s=2.5 * HEARTBEAT_S * IN_FLIGHT / CHUNK_ROWS)
+    set_state(stub_url, delay_s=LONG_S)
     try:
         run_id = begin(celery, tmp_path, results, rows=rows)
         orphaned = freeze_one_at_work(celery, run_id, results, asked, of=rows // min(SHARES, FEW_CHUNKS))
