@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
-    from airflow_llm_provider.storage.file_source import Raw, Record
+    from airflow_llm_provider.storage.file_source import Record
     from airflow_llm_provider.storage.found_files import File
 
 
@@ -72,7 +72,8 @@ class CsvSource(FileSource):
                 stream.seek(start[0])
                 lines = _Lines(text_lines.split(stream, *start, uri=file.uri, see=see))
             records = csv.reader(lines, delimiter=delimiter, strict=True)
-        yield from _rows(lines, records, header, wanted, delimiter)
+        label = self.selection.custom_id or "custom_id"
+        yield from _rows(lines, records, header, wanted=wanted, label=label, delimiter=delimiter)
 
     def _header(self, records: Iterator[list[str]], file: File) -> list[str]:
         try:
@@ -151,7 +152,13 @@ class _Lines:
 
 
 def _rows(
-    lines: _Lines, records: Iterator[list[str]], header: list[str], wanted: frozenset[str], delimiter: str
+    lines: _Lines,
+    records: Iterator[list[str]],
+    header: list[str],
+    *,
+    wanted: frozenset[str],
+    label: str,
+    delimiter: str,
 ) -> Iterator[Record]:
     while True:
         lines.begin()
@@ -170,14 +177,11 @@ def _rows(
             records = csv.reader(lines, delimiter=delimiter, strict=True)
             yield *at, MalformedRow(wrong, text)
         elif fields:
-            yield *at, _row(fields, header, wanted, lines.text)
-
-
-def _row(fields: list[str], header: list[str], wanted: frozenset[str], text: str) -> Raw:
-    row = {name: value for name, value in zip(header, fields, strict=True) if name in wanted}
-    if not all(value.isascii() or _is_utf8(value) for value in row.values()):
-        return MalformedRow("it is no UTF-8", text)
-    return row
+            row = {name: value for name, value in zip(header, fields, strict=True) if name in wanted}
+            if all(value.isascii() or _is_utf8(value) for value in row.values()):
+                yield *at, row if row.get(label) != "" else {**row, label: None}  # a blank label is none
+            else:
+                yield *at, MalformedRow("it is no UTF-8", lines.text)
 
 
 def _is_utf8(value: str) -> bool:

@@ -489,3 +489,12 @@ def test_a_row_without_the_label_that_is_asked_for_has_none(tmp_path: Path) -> N
     (tmp_path / "a.jsonl").write_bytes(jsonl_of([{"custom_id": "x", "n": 1}, {"custom_id": "x", "m": 2}]))
     found = read(Files(f"{tmp_path}/a.jsonl", custom_id="n").open(), 9)
     assert found == [{"n": 1, "custom_id": 1}, {"m": 2}]
+
+
+@pytest.mark.parametrize("words", [{}, {"custom_id": "id"}])
+def test_blank_labels_are_none(stub: StubVLLM, tmp_path: Path, words: dict[str, Any]) -> None:
+    name = words.get("custom_id", "custom_id")
+    (tmp_path / "a.csv").write_text(f"{name},text\n,one\n,two\nx,three\n")
+    job = job_of(stub, Files(f"{tmp_path}/a.csv", **words).open())
+    assert run(job, RunStore(str(tmp_path / "run")))["counts"]["succeeded"] == 3
+    assert [line["custom_id"] for line in part_lines(tmp_path / "run")] == ["row-0", "row-1", "x"]
