@@ -84,29 +84,45 @@ class Flat:
     peak_mb: float
 
 
-def measure(
-    folder: Path,
-    *,
-    rows: int,
-    kill_at: int,
-    in_flight: int,
-    files: int = 1,
-    row_bytes: int | None = None,
-    parquet: bool = False,
-) -> Flat:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """What is read.
+
+    Attributes:
+        rows: how many.
+        files: how many they are spread over.
+        row_bytes: see `write_rows`.
+        parquet: whether they are Parquet's.
+    """
+
+    rows: int
+    files: int = 1
+    row_bytes: int | None = None
+    parquet: bool = False
+
+    def write(self, folder: Path) -> Path:
+        """Write it to `folder`; returns the files' glob."""
+        for number in range(self.files):
+            begins, ends = number * self.rows // self.files, (number + 1) * self.rows // self.files
+            if self.parquet:
+                path = folder / f"rows-{number:05}.parquet"
+                write_parquet(path, ends - begins, first=begins, row_bytes=self.row_bytes or PARQUET_ROW_BYTES)
+            else:
+                path = folder / f"rows-{number:05}.jsonl"
+                write_rows(path, ends - begins, first=begins, row_bytes=self.row_bytes)
+        return folder / f"rows-*.{'parquet' if self.parquet else 'jsonl'}"
+
+
+def measure(folder: Path, read: Input, *, kill_at: int, in_flight: int) -> Flat:
     """Do both tries.
 
     Args:
         folder: for input and results.
-        rows: the input's rows.
+        read: the input.
         kill_at: the first try is killed when so many rows have landed.
         in_flight: requests in flight.
-        files: how many the input is spread over.
-        row_bytes: see `write_rows`.
-        parquet: the input is Parquet.
     """
-    out, log = folder / "out", folder / "requests.log"
-    source = _write_input(folder, rows=rows, files=files, row_bytes=row_bytes, parquet=parquet)
+    source, out, log = read.write(folder), folder / "out", folder / "requests.log"
     first: list[dict[str, Any]] = []
     with stub_server() as url, _try(url, source, out, in_flight) as (process, events):
         for event in events:
@@ -146,27 +162,15 @@ def measure(
     )
 
 
-def measure_whole(folder: Path, *, rows: int, in_flight: int, files: int, row_bytes: int | None, parquet: bool) -> str:
+def measure_whole(folder: Path, read: Input, *, in_flight: int) -> str:
     """Do one try that nobody kills, in words."""
-    source = _write_input(folder, rows=rows, files=files, row_bytes=row_bytes, parquet=parquet)
+    source = read.write(folder)
     with stub_server() as url, _try(url, source, folder / "out", in_flight) as (_, events):
         by_name = {event["event"]: event for event in events}
     imported, begun, finished = by_name["imported"], by_name["begun"], by_name["finished"]
     planned_s, took_s = begun["at_s"] - imported["at_s"], finished["at_s"] - begun["at_s"]
     peak_mb = finished["peak_bytes"] / 1e6
     return f"planned in {planned_s:.2f} s, finished {took_s:.2f} s later; memory at most {peak_mb:,.1f} MB"
-
-
-def _write_input(folder: Path, *, rows: int, files: int, row_bytes: int | None, parquet: bool) -> Path:
-    """Returns their glob."""
-    for number in range(files):
-        begins, ends = number * rows // files, (number + 1) * rows // files
-        if parquet:
-            path = folder / f"rows-{number:05}.parquet"
-            write_parquet(path, ends - begins, first=begins, row_bytes=row_bytes or PARQUET_ROW_BYTES)
-        else:
-            write_rows(folder / f"rows-{number:05}.jsonl", ends - begins, first=begins, row_bytes=row_bytes)
-    return folder / f"rows-*.{'parquet' if parquet else 'jsonl'}"
 
 
 class _FirstLine(threading.Thread):
@@ -270,27 +274,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--whole", action="store_true", help="one try, which nobody kills, and its memory at most")
     options = parser.parse_args()
+    read = Input(rows=options.rows, files=options.files, row_bytes=options.row_bytes, parquet=options.parquet)
     with tempfile.TemporaryDirectory(prefix="llm-bench-") as folder:
         if options.whole:
-            said = measure_whole(
-                Path(folder),
-                rows=options.rows,
-                in_flight=options.in_flight,
-                files=options.files,
-                row_bytes=options.row_bytes,
-                parquet=options.parquet,
-            )
-            print(said)
+            print(measure_whole(Path(folder), read, in_flight=options.in_flight))
             return
-        flat = measure(
-            Path(folder),
-            rows=options.rows,
-            kill_at=options.kill_at,
-            in_flight=options.in_flight,
-            files=options.files,
-            row_bytes=options.row_bytes,
-            parquet=options.parquet,
-        )
+        flat = measure(Path(folder), read, kill_at=options.kill_at, in_flight=options.in_flight)
     lines = report(flat, early=options.early, late=options.kill_at)
     print(orjson.dumps(asdict(flat)).decode() if options.json else "\n".join(lines))
 

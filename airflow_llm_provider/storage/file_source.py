@@ -10,6 +10,7 @@ import codecs
 import gzip
 import hashlib
 import zlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
@@ -110,7 +111,7 @@ class _Content:
         self.size_bytes += len(block)
 
 
-class FileSource:
+class FileSource(ABC):
     """Files of one format, by path or glob, in the order given and sorted within a glob.
 
     Args:
@@ -239,11 +240,11 @@ class FileSource:
             check(b"")  # one that is shorter than it was, or empty, showed no block
             offset, line = 0, 1
 
+    @abstractmethod
     def _records(
         self, stream: IO[bytes], file: File, start: tuple[int, int], see: Callable[[bytes], object]
     ) -> Iterator[Record]:
         """Each record from `start` (offset, line) on. `see` gets what is read, before its records are handed on."""
-        raise NotImplementedError
 
     def _read(self, file: File, offset: int, line: int, see: Callable[[bytes], object]) -> Iterator[Record]:
         try:

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.flat_memory import measure
+from benchmarks.flat_memory import Input, measure
 
 ROWS = 62_000
 KILL_AT = 60_000
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(900)  # a minute; ten times that where others u
 
 @pytest.fixture(scope="module")
 def flat(tmp_path_factory):
-    return measure(tmp_path_factory.mktemp("flat"), rows=ROWS, kill_at=KILL_AT, in_flight=IN_FLIGHT)
+    return measure(tmp_path_factory.mktemp("flat"), Input(rows=ROWS), kill_at=KILL_AT, in_flight=IN_FLIGHT)
 
 
 def test_memory_does_not_grow_with_rows(flat):

@@ -184,7 +184,7 @@ def test_the_hold_switch_sends_the_shares_of_a_group_to_the_triggerer(
     wait_for("all shares to wait", all_deferred, timeout_s=90)
     sent = llm_stub.tally()["received"] - before
     assert not llm_airflow.task_processes(), "a worker waits"
-    time.sleep(8)
+    time.sleep(8)  # that nothing is sent can only be waited for; a trigger looks every 5 s
     assert all_deferred()
     assert llm_stub.tally()["received"] - before == sent < len(shares) * each
     connect(llm_airflow, "vllm_held_group", llm_stub)
