@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     """A task, or one of a mapped task's instances."""
 
 BATCH = "batch"
+LATE_S = 30.0
+"""So late is a late row: time enough for an act on a busy machine, where Airflow takes seconds for a request."""
+
 FLUSH_ROWS = 100
 """So many rows may have settled since the last flush: the provider's default."""
 
@@ -72,7 +75,7 @@ class ActedRun:
     Args:
         airflow: runs it.
         tail: of the log of the stub that it asks.
-        folder: of its own.
+        folder: of its own. Its name is in the prompts, for `late` to know them by.
         dag_id: a DAG that takes ``source`` and ``result_path``.
         rows: so many.
         conf: of the run, beside these.
@@ -81,11 +84,13 @@ class ActedRun:
     def __init__(self, airflow: LocalAirflow, tail: Tail, folder: Path, dag_id: str, *, rows: int, **conf: str) -> None:
         folder.mkdir()
         source = folder / "rows.jsonl"
-        source.write_text("".join(f'{{"custom_id": "r{n}", "text": "row {n}"}}\n' for n in range(rows)))
+        text = f"{folder.name} row"
+        source.write_text("".join(f'{{"custom_id": "r{n}", "text": "{text} {n}"}}\n' for n in range(rows)))
         self.airflow = airflow
         self.dag_id = dag_id
         self.rows = rows
         self.results = folder / "results"
+        self._text = text
         self._tail = tail
         self._rest = airflow.rest
         self._conf = {"source": str(source), "result_path": str(self.results), **conf}
@@ -201,9 +206,15 @@ class ActedRun:
         lines = [line for part in sorted(self.results.glob("part-*.jsonl")) for line in part.read_bytes().splitlines()]
         rows = [json.loads(line) for line in lines]
         assert Counter(row["index"] for row in rows) == Counter(range(self.rows))
-        assert all(row["output"].endswith(f"Say row {row['index']}") for row in rows)
+        assert all(row["output"].endswith(f"Say {self._text} {row['index']}") for row in rows)
         manifest = self.manifest()
-        assert manifest["counts"] == {"total": self.rows, "succeeded": self.rows, "errored": 0}
+        assert manifest["counts"] == {
+            "total": self.rows,
+            "succeeded": self.rows,
+            "truncated": 0,
+            "invalid_output": 0,
+            "errored": 0,
+        }
         for name in ("prompt_tokens", "completion_tokens"):
             assert manifest["usage"][name] == sum(row["usage"][name] for row in rows)
         for each in manifest["chunks"]:
@@ -215,6 +226,15 @@ class ActedRun:
         sent = Counter(each.index for each in self.sent())
         assert sent.keys() == set(range(self.rows))
         assert sent.total() - self.rows <= asked_twice
+
+
+def late(name: str, rows: Iterable[int], *, times: int = 1) -> list[dict[str, Any]]:
+    """Rules for a stub by which the run of that name meets late rows at its first sendings of them.
+
+    As many as it has in flight, and it is not through before somebody acts on it.
+    """
+    fault = {"kind": "slow", "delay_s": LATE_S}
+    return [{"fault": fault, "contains": f'{name} row {row}"', "first_of_each": times} for row in rows]
 
 
 def until(what: str, found: Callable[[], Any], *, timeout_s: float = 120.0, every_s: float = 0.05) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from acted_run import BATCH, FLUSH_ROWS, ActedRun, Tail, is_gone, not_again, until
+from acted_run import BATCH, FLUSH_ROWS, ActedRun, Tail, is_gone, late, not_again, until
 from test_release import connect
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Acting:
     def begin_and_hold(self, name: str) -> ActedRun:
         """Begin a run and hold it until it waits in the triggerer."""
         self.hold(name, None)
-        run = self.begin(name, "acted_held", rows=200, asked=40, vllm_conn_id=f"acts_{name}")
+        run = self.begin(name, "acted_held", rows=300, asked=40, vllm_conn_id=f"acts_{name}")
         self.hold(name, "somebody needs the GPUs")
         run.reaches("deferred", try_number=1)
         assert run.leased
@@ -225,6 +225,16 @@ def cleared_while_deferred(acting: Acting) -> None:
     run.has_landed(asked_twice=IN_FLIGHT_HELD)
 
 
+LATE = {
+    cleared_while_running: 1,
+    marked_failed_while_running: 1,
+    marked_success_while_running: 1,
+    cleared_after_success_with_rerun: 2,
+    cleared_after_failure: 1,
+    dag_run_deleted: 1,
+}
+"""Acts that must come while the run works, and the times that its rows are late: a rerun's are, too."""
+
 ACTS: list[Callable[[Acting], None]] = [
     cleared_while_running,
     marked_failed_while_running,
@@ -249,6 +259,8 @@ AT_ONCE = 5
 def acting(acts_airflow: LocalAirflow, acts_stub: StubProcess, tmp_path_factory: pytest.TempPathFactory):
     tail = Tail(acts_stub.log)
     tail.start()
+    rows = range(150, 150 + IN_FLIGHT)
+    acts_stub.faults(*(rule for act, times in LATE.items() for rule in late(act.__name__, rows, times=times)))
     yield Acting(acts_airflow, acts_stub, tail, tmp_path_factory.mktemp("acts"))
     tail.close()
 

@@ -1,6 +1,7 @@
 """What people do to the tasks of a group on a real scheduler, and what becomes of the run: docs/acts.md has the table.
 
-Two DAG runs side by side: of one a share, the plan and the assembly are cleared, of the other a share is marked.
+Two DAG runs side by side: of one a share, the plan and the assembly are cleared, of the other a share is marked. Two
+rows of each share are late, which is all that it has in flight: the acts find it at work.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-from acted_run import ActedRun, Tail, is_gone, not_again, until
+from acted_run import ActedRun, Tail, is_gone, late, not_again, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 ROWS = 240
 SHARES = 4
 IN_FLIGHT = 2
+LATE = [share * ROWS // SHARES + row for share in range(SHARES) for row in (20, 21)]
 PLAN, WORK, ASSEMBLE, AFTER = "batch.plan", "batch.work", "batch.assemble", "after"
 
 
@@ -112,6 +114,7 @@ def test_shares_plan_and_assembly_are_cleared_and_a_share_is_marked(
     llm_airflow: LocalAirflow, llm_stub: StubProcess, tail: Tail, tmp_path: Path
 ) -> None:
     llm_stub.state(delay_s=0.25)
+    llm_stub.faults(*(rule for act in (clears, marks) for rule in late(act.__name__, LATE)))
     began_s = time.monotonic()
     with ThreadPoolExecutor(2) as threads:
         acts = [
@@ -120,5 +123,6 @@ def test_shares_plan_and_assembly_are_cleared_and_a_share_is_marked(
         ]
         for act in acts:
             act.result(400)
+    llm_stub.faults()
     llm_stub.state(delay_s=0.0)
     print(f"{time.monotonic() - began_s:.0f} s")
