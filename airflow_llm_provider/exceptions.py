@@ -18,6 +18,7 @@
         ├── EndpointDownError        the endpoint could not be reached, or had no capacity, for too long
         ├── ConnectionMissingError   Airflow does not know the connection, or could not ask where it is kept
         ├── StorageError             object storage could not be read or written
+        ├── SourceUnavailableError   the database that has the rows could not be asked
         └── RunStoppedError          somebody stopped this try (SIGTERM, mark failed), or another try took over
 
 The Airflow shells turn the first group into ``AirflowFailException`` and the second into ``AirflowException``.
@@ -95,6 +96,10 @@ class ConnectionMissingError(RetryLaterError):
 
 class StorageError(RetryLaterError):
     """Object storage could not be read or written. Never means that nothing is there."""
+
+
+class SourceUnavailableError(RetryLaterError):
+    """What has the rows, such as a database, could not be asked, or went away while it was."""
 
 
 class RunStoppedError(RetryLaterError):

@@ -249,6 +249,9 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {"integration-name": _INTEGRATION, "python-modules": ["airflow_llm_provider.operators.llm_batch"]}
         ],
+        "task-decorators": [
+            {"name": "vllm_batch", "class-name": "airflow_llm_provider.decorators.vllm_batch.vllm_batch_task"}
+        ],
         "sensors": [{"integration-name": _INTEGRATION, "python-modules": ["airflow_llm_provider.sensors.release"]}],
         "triggers": [{"integration-name": _INTEGRATION, "python-modules": ["airflow_llm_provider.triggers.release"]}],
         "connection-types": [

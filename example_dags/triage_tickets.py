@@ -32,6 +32,7 @@ with DAG(
         prompt="One of billing, bug, praise, other:\n\n{{ row.subject }}\n{{ row.body }}",
         temperature=0.0,
         max_tokens=4,
+        on_truncated="accept",  # a word is enough
         on_empty="skip",
     )
     # [END triage]

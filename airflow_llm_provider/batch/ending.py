@@ -10,8 +10,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_llm_provider.batch.clock import utc_now
+from airflow_llm_provider.core.prompt import PATHS
 from airflow_llm_provider.exceptions import TooManyErrorsError
 from airflow_llm_provider.storage import manifest, opening
+from airflow_llm_provider.storage.sink import FinishedRows
 
 if TYPE_CHECKING:
     from airflow_llm_provider.batch.job import BatchJob
@@ -37,10 +39,11 @@ def finish(job: BatchJob, document: RunDocument, store: RunStore, *, ledger: Led
     opening.confirm(store, document)
     listing = store.list("")
     parts.check(ledger.committed, listing)
-    errored = ledger.totals.errored
-    if errored:
+    letters = ledger.totals.done - ledger.totals.succeeded
+    if letters:
         parts.assemble_dead_letters(ledger.committed, listing)
     opening.remove_foreign(store, listing, document.fingerprint)
+    written = _write_sinks(job, document, store)
     now = utc_now()
     age = now - datetime.fromisoformat(document.created_at)
     built = manifest.build(
@@ -49,16 +52,44 @@ def finish(job: BatchJob, document: RunDocument, store: RunStore, *, ledger: Led
         uri=store.uri,
         finished_at=now.isoformat(),
         duration_s=max(0.0, age.total_seconds()),  # clocks of two workers, or one that was set
-        dead_letters=errored,
+        dead_letters=letters,
     )
     built["epoch"] = job.epoch if document.epoch is None else document.epoch
     built["release"] = dict(job.agreed)
+    built["sinks"] = written
     opening.finish(store, built)
     counts = built["counts"]
-    letters = f"; {counts['errored']:,} errored, their dead letters are at {built['dead_letter']}" if errored else ""
-    log.info("Finished: %s of %s rows succeeded%s", f"{counts['succeeded']:,}", f"{counts['total']:,}", letters)
+    told = f"; {ledger.totals.otherwise}, their dead letters are at {built['dead_letter']}" if letters else ""
+    log.info("Finished: %s of %s rows succeeded%s", f"{counts['succeeded']:,}", f"{counts['total']:,}", told)
+    if counts["truncated"]:
+        log.warning(
+            "%s answers were cut off at the limit of their tokens, and landed as truncated: raise max_tokens, set "
+            "retry_max_tokens, or say on_truncated='accept'",
+            f"{counts['truncated']:,}",
+        )
     log.info("The results are at %s", built["parts"])
     return built
+
+
+def lacks_sinks(job: BatchJob, manifest: dict[str, Any]) -> bool:
+    """Whether the job wants a finished run's rows as something that its end did not write."""
+    return any(sink.name not in manifest.get("sinks", {}) for sink in job.sinks)
+
+
+def _write_sinks(job: BatchJob, document: RunDocument, store: RunStore) -> dict[str, Any]:
+    spec = job.requests
+    rows = FinishedRows(
+        store=store,
+        document=document,
+        source=job.source,
+        url=PATHS[spec.endpoint] if spec.templated else None,
+        schema=job.answers.schema,
+    )
+    written = {}
+    for sink in job.sinks:
+        written[sink.name] = sink.write(rows)
+        log.info("The results as %s: %s", sink.name, written[sink.name])
+    return written
 
 
 def judge(job: BatchJob, finished: dict[str, Any]) -> dict[str, Any]:
@@ -68,9 +99,11 @@ def judge(job: BatchJob, finished: dict[str, Any]) -> dict[str, Any]:
         TooManyErrorsError: more rows errored than the run bears; everything has landed all the same.
     """
     counts = finished["counts"]
-    if job.tolerance.exceeded(errored=counts["errored"], rows=counts["total"]):
+    invalid = counts.get("invalid_output", 0)  # an older run's manifest knows none
+    if job.tolerance.exceeded(errored=counts["errored"] + invalid, rows=counts["total"]):
+        of_these = f" ({invalid:,} of them: their answers are not valid)" if invalid else ""
         raise TooManyErrorsError(
-            f"{counts['errored']:,} of {counts['total']:,} rows errored, more than "
+            f"{counts['errored'] + invalid:,} of {counts['total']:,} rows errored{of_these}, more than "
             f"max_error_rate={job.tolerance.max_error_rate:g} bears. All results have landed at "
             f"{finished['result_path']}; the errored rows, with requests and errors, are in "
             f"{finished['dead_letter']}. Mend the cause and clear the task with rerun=True, or raise max_error_rate"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import orjson
 
 from airflow_llm_provider.batch import tries
 from airflow_llm_provider.batch.clock import utc_now
-from airflow_llm_provider.batch.ending import finish, judge
+from airflow_llm_provider.batch.ending import finish, judge, lacks_sinks
 from airflow_llm_provider.batch.gate import await_release
 from airflow_llm_provider.batch.loop import run_apart
 from airflow_llm_provider.batch.preflight import identify, what_serves
@@ -130,7 +130,7 @@ class JobRun:
     ) -> None:
         self._begun = begun
         self._told = told
-        self._job = job
+        self._job = replace(job, source=job.source.beside(store))
         self._store = store
         self._stop = stop
         self._try_token = secrets.token_hex(4)
@@ -172,6 +172,10 @@ class JobRun:
         if found.manifest is None:
             return self._resume(document, found)
         self._check_source(document, may_be_gone=True)
+        if lacks_sinks(self._job, found.manifest):
+            log.info("This run is finished; what its results are to be written as besides is written now")
+            self._take(found)
+            return self._finish(self._open(document))
         when = found.manifest["finished_at"]
         log.info("This run finished at %s; nothing is sent. rerun=True does it again", when)
         self._tidy(document, lambda: self._take(found))
@@ -227,6 +231,10 @@ class JobRun:
             "context": template.used_context(),
             "source": self._job.source.spec(),
         }
+        if requests.renames_model and not requests.templated:
+            shaping["renames_model"] = True
+        if answers := self._job.answers.shaping():
+            shaping["answers"] = answers
         normal: dict[str, Any] = orjson.loads(canonical(shaping))  # as run.json will give it back: no tuples
         return normal
 
@@ -301,6 +309,7 @@ class JobRun:
                 return self._finished_by_another(document, manifest)
         else:
             self._take(found)
+            self._check_source(document)  # whoever held the lease may have tidied up meanwhile
             log.warning("Beginning anew; what lies at %s is removed. Why: %s", self._store.uri, why)
             document = opening.restart(self._store, document)
         self._anew = opening.Found(document, None)

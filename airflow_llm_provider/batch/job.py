@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from airflow_llm_provider.core.answers import AnswerRules
 from airflow_llm_provider.core.control_law import FIXED, ControlLaw
 from airflow_llm_provider.exceptions import ConfigurationError
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from airflow_llm_provider.core.release import Terms
     from airflow_llm_provider.core.tolerance import Tolerance
     from airflow_llm_provider.endpoint.settings import EndpointSettings
+    from airflow_llm_provider.storage.sink import Sink
     from airflow_llm_provider.storage.source import Source
 
 
@@ -33,6 +35,7 @@ class BatchJob:
         identity: whose run it is.
         endpoint: where requests go.
         requests: what they say.
+        answers: what is made of what comes back.
         model: the model to ask for; None lets the server decide where it serves exactly one.
         source: the rows.
         chunk_rows: rows per part.
@@ -56,6 +59,7 @@ class BatchJob:
         fruitless_retries: tries that settle nothing may be followed by so many more in a row; None: Airflow alone
             counts.
         most_rows: of a run that may not have more; None: any number.
+        sinks: what results are written as, besides parts.
         progress_interval_s: how often progress is told; None: as often as the `Reporter` does by itself.
 
     Raises:
@@ -88,6 +92,8 @@ class BatchJob:
     most_rows: int | None = None
     progress_interval_s: float | None = None
     control: ControlLaw = FIXED
+    sinks: tuple[Sink, ...] = ()
+    answers: AnswerRules = AnswerRules()  # noqa: RUF009 - it is frozen
 
     def __post_init__(self) -> None:
         for name in ("chunk_rows", "max_attempts", "flush_rows"):

@@ -16,7 +16,7 @@ from airflow_llm_provider.storage.lines import encode_dead_letter, encode_outcom
 
 if TYPE_CHECKING:
     from airflow_llm_provider.core.ledger import ChunkSummary, Ledger, OpenChunk, SettledLine
-    from airflow_llm_provider.core.request import Completion
+    from airflow_llm_provider.core.request import Landing
     from airflow_llm_provider.storage.journal import Journal
     from airflow_llm_provider.storage.parts import Parts
 
@@ -46,10 +46,23 @@ class Recorder:
         self.committed = asyncio.Event()
         """Set at every commit; the feeder waits on it for room."""
 
-    def succeeded(self, request: RowRequest, completion: Completion, attempts: int) -> None:
-        """A row has its answer."""
-        outcome = Outcome(request.index, request.custom_id, Status.SUCCEEDED, attempts, completion=completion)
-        self._settle(outcome.index, encode_outcome(outcome))
+    def landed(self, request: RowRequest, landing: Landing, attempts: int) -> None:
+        """A row has its answer, whether it is a success or not."""
+        outcome = Outcome(
+            request.index,
+            request.custom_id,
+            landing.status,
+            attempts,
+            completion=landing.completion,
+            error=landing.error,
+            parsed=landing.parsed,
+        )
+        settled = encode_outcome(outcome)
+        if landing.error is not None:
+            if landing.status is not Status.TRUNCATED:
+                self.last_error = landing.error.message
+            settled.dead_letter = encode_dead_letter(outcome, request)
+        self._settle(outcome.index, settled)
 
     def errored(self, row: RowRequest | BadRow, error: RowError, attempts: int) -> None:
         """A row will not succeed by trying again."""

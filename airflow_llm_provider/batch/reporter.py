@@ -16,6 +16,7 @@ from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.core.circuit import State
 from airflow_llm_provider.core.occupancy import Bound, occupancy_of, together
 from airflow_llm_provider.core.progress import Pace, PaceMeter
+from airflow_llm_provider.core.request import Status
 from airflow_llm_provider.exceptions import ConfigurationError, RunStoppedError, StorageError
 from airflow_llm_provider.storage import layout
 
@@ -142,7 +143,7 @@ class Reporter:
             settled=here.done,
             completion_tokens=here.usage.completion_tokens,
         )
-        pace = replace(pace, errored=totals.errored)
+        pace = replace(pace, otherwise=totals.otherwise)
         self._looked = _Sample(now, here.done, here.usage.completion_tokens)
         if not sending:
             return replace(pace, eta_s=None)
@@ -183,8 +184,7 @@ class Reporter:
             "updated_at": utc_now().isoformat(),
             "total": pace.total,
             "done": pace.done,
-            "succeeded": totals.succeeded,
-            "errored": totals.errored,
+            **{status.value: getattr(totals, status) for status in Status},
             "usage": totals.usage.as_dict(),
             "rows_per_s": round(pace.rows_per_s, 2),
             "tokens_per_s": round(pace.tokens_per_s, 1),

@@ -7,14 +7,17 @@ Owns the end of a try. Does not decide what is sent when (`core.dispatch`, `core
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.batch.flights import Yielded, cancel
 from airflow_llm_provider.batch.gate import RunHeld
 from airflow_llm_provider.batch.server import Server
 from airflow_llm_provider.batch.slicer import BegunAnew, SliceEnded
+from airflow_llm_provider.core.answers import Asked
 from airflow_llm_provider.core.commands import Stop
 from airflow_llm_provider.core.release import Cause
+from airflow_llm_provider.core.request import RowError, RowRequest
 from airflow_llm_provider.core.retry import Failure
 from airflow_llm_provider.exceptions import RunStoppedError, TooManyErrorsError
 
@@ -26,9 +29,11 @@ if TYPE_CHECKING:
     from airflow_llm_provider.batch.recorder import Recorder
     from airflow_llm_provider.batch.slicer import Plain
     from airflow_llm_provider.batch.stop import StopSwitch
+    from airflow_llm_provider.core.answers import AnswerRules
     from airflow_llm_provider.core.ledger import Ledger
     from airflow_llm_provider.core.limit import Verdict
     from airflow_llm_provider.core.own_requests import OwnRequests
+    from airflow_llm_provider.core.request import Completion
     from airflow_llm_provider.core.row_queue import Ticket
     from airflow_llm_provider.core.spread import Spread
     from airflow_llm_provider.core.tolerance import Tolerance
@@ -45,6 +50,7 @@ class Runner:
         spread: decides; with as many dispatchers.
         recorder: keeps.
         ledger: counts.
+        answers: what is made of answers.
         tolerance: when too many rows have errored.
         served: the model that must stay behind its name.
         request_prefix: begins every ``X-Request-Id``, so that a server's log tells runs and tries apart.
@@ -58,6 +64,7 @@ class Runner:
         spread: Spread,
         recorder: Recorder,
         ledger: Ledger,
+        answers: AnswerRules,
         tolerance: Tolerance,
         served: ServedModel,
         request_prefix: str,
@@ -65,6 +72,7 @@ class Runner:
         self._spread = spread
         self._recorder = recorder
         self._ledger = ledger
+        self._answers = answers
         self._tolerance = tolerance
         self._loop = asyncio.get_running_loop()
         self._servers = [
@@ -191,25 +199,47 @@ class Runner:
                 server.dispatcher.begun_anew(ticket, now, answered=ended is not None)
             case Failure() as failure:
                 if (error := server.dispatcher.failed(ticket, failure, now)) is not None:
-                    self._recorder.errored(ticket.request, error, ticket.attempts)
+                    self._ended_in_error(ticket, error)
             case completion:
-                if server.dispatcher.answered(ticket, now):
-                    self._recorder.succeeded(ticket.request, completion, ticket.attempts)
+                self._answered(server, ticket, completion, now)
         self._pump_soon()
+
+    def _answered(self, server: Server, ticket: Ticket, completion: Completion, now: float) -> None:
+        if ticket.answered:  # sent once more to see whether the server answers: nothing of it is kept
+            server.dispatcher.answered(ticket, now)
+            return
+        asked = ticket.asked or Asked(ticket.request)
+        found = self._answers.judge(asked, completion)
+        if isinstance(found, RowRequest):
+            ticket.asked = asked
+            server.dispatcher.asks_again(ticket, found, now)
+        else:
+            server.dispatcher.answered(ticket, now)
+            self._recorder.landed(asked.first, found, ticket.attempts)
+
+    def _ended_in_error(self, ticket: Ticket, error: RowError) -> None:
+        """Where the row has an answer that was to be bettered, that one lands."""
+        if ticket.asked is None or ticket.asked.rejected is None:
+            self._recorder.errored(ticket.request, error, ticket.attempts)
+            return
+        landing = ticket.asked.rejected
+        why = "" if landing.error is None else landing.error.message
+        told = RowError(landing.status, f"{why}. Asking again failed: {error.message}", error.http_status)
+        self._recorder.landed(ticket.asked.first, replace(landing, error=told), ticket.attempts)
 
     def _check_tolerance(self) -> None:
         totals = self._ledger.totals
-        if totals.errored == self._errored_seen or totals.done == self._ledger.total_rows:  # the end is judged itself
+        if totals.failed == self._errored_seen or totals.done == self._ledger.total_rows:  # the end is judged itself
             return
-        self._errored_seen = totals.errored
+        self._errored_seen = totals.failed
         rows = self._ledger.plan.total_rows
         shared = self._ledger.total_rows < rows
-        if self._tolerance.hopeless(errored=totals.errored, done=totals.done, rows=rows, shared=shared):
+        if self._tolerance.hopeless(errored=totals.failed, done=totals.done, rows=rows, shared=shared):
             of_what = "rows of this share" if shared else "rows"
             clear = "clear the group's plan and what is downstream of it" if shared else "clear the task"
             self._spread.stop(
                 TooManyErrorsError(
-                    f"Stopped early: {totals.errored:,} of the first {totals.done:,} {of_what} errored, more than "
+                    f"Stopped early: {totals.failed:,} of the first {totals.done:,} {of_what} errored, more than "
                     f"max_error_rate={self._tolerance.max_error_rate:g} bears; the last: {self._recorder.last_error}. "
                     "Raise max_error_rate and clear the task to go on from here; to begin anew once the cause is "
                     f"mended, remove the run's folder (result_path in this log), set rerun=True, and {clear}"

@@ -257,7 +257,7 @@ class _Share(JobRun):
         totals = opened.ledger.totals
         return {
             "share": self._share,
-            "counts": {"total": totals.done, "succeeded": totals.succeeded, "errored": totals.errored},
+            "counts": totals.counts(),
             "usage": totals.usage.as_dict(),
         }
 

@@ -88,6 +88,7 @@ async def work_off(
             spread=spread,
             recorder=recorder,
             ledger=ledger,
+            answers=job.answers,
             tolerance=job.tolerance,
             served=ServedModel(model, document.served["root"], None),
             request_prefix=f"{document.fingerprint}-{try_token}",

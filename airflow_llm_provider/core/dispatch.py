@@ -1,7 +1,7 @@
 """The dispatcher: what to send next, and what each answer means for its row.
 
 Owns what an event means for row and endpoint. Pure: `next` says what to do, the runner does it and reports back through
-`answered`, `sliced`, `begun_anew`, `failed`, `yielded` and `probed`. Does not know in which order rows go
+`answered`, `asks_again`, `sliced`, `begun_anew`, `failed`, `yielded` and `probed`. Does not know in which order rows go
 (`core.row_queue`), what they may spend (`core.row_budget`), nor HTTP, files or clocks.
 
 Decide, do, apply, as vLLM's own scheduler does it (`schedule()` → output → `update_from_output()`).
@@ -202,6 +202,15 @@ class Dispatcher:
         ticket.begun, ticket.took_s = False, 0.0
         if answered:
             self._ended_well(ticket, now)
+        self._queue.first(ticket)
+
+    def asks_again(self, ticket: Ticket, request: RowRequest, now: float) -> None:
+        """A row has an answer that does not land: it asks for another one, in other words, before others do."""
+        self._landed(ticket)
+        ticket.request, ticket.sliced = request, None
+        ticket.begun, ticket.took_s = False, 0.0
+        ticket.fruitless = ticket.immediate = 0
+        self._ended_well(ticket, now)
         self._queue.first(ticket)
 
     def failed(self, ticket: Ticket, failure: Failure, now: float) -> RowError | None:

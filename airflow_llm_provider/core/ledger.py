@@ -28,7 +28,9 @@ class ChunkSummary:
         number: the chunk.
         rows: lines in the part.
         succeeded: rows that succeeded.
-        errored: rows that errored.
+        truncated: rows whose text was cut off.
+        invalid_output: rows whose answer is not what was wanted.
+        errored: rows that have no answer.
         usage: tokens, summed over the rows.
         bytes: the part's size.
         sha256: the part's checksum, hex.
@@ -41,6 +43,13 @@ class ChunkSummary:
     usage: Usage
     bytes: int
     sha256: str
+    truncated: int = 0
+    invalid_output: int = 0
+
+    @property
+    def dead_letters(self) -> int:
+        """Rows that did not succeed."""
+        return self.rows - self.succeeded
 
     def as_dict(self) -> dict[str, Any]:
         """The form kept in the run's commit records and the manifest."""
@@ -48,6 +57,8 @@ class ChunkSummary:
             "chunk": self.number,
             "rows": self.rows,
             "succeeded": self.succeeded,
+            "truncated": self.truncated,
+            "invalid_output": self.invalid_output,
             "errored": self.errored,
             **self.usage.as_dict(),
             "bytes": self.bytes,
@@ -61,6 +72,8 @@ class ChunkSummary:
             number=int(data["chunk"]),
             rows=int(data["rows"]),
             succeeded=int(data["succeeded"]),
+            truncated=int(data.get("truncated", 0)),  # older runs know none
+            invalid_output=int(data.get("invalid_output", 0)),
             errored=int(data["errored"]),
             usage=Usage(int(data["prompt_tokens"]), int(data["completion_tokens"]), int(data["cached_tokens"])),
             bytes=int(data["bytes"]),
@@ -74,7 +87,7 @@ class SettledLine:
 
     Attributes:
         line: the encoded line, newline included.
-        dead_letter: the encoded dead letter, newline included, for a row that errored.
+        dead_letter: the encoded dead letter, newline included, for a row that did not succeed.
     """
 
     line: bytes
@@ -107,13 +120,34 @@ class Totals:
     """Rows and tokens settled so far, in this and earlier tries."""
 
     succeeded: int = 0
+    truncated: int = 0
+    invalid_output: int = 0
     errored: int = 0
     usage: Usage = field(default_factory=Usage)
 
     @property
     def done(self) -> int:
         """Rows that have an outcome."""
-        return self.succeeded + self.errored
+        return self.succeeded + self.truncated + self.invalid_output + self.errored
+
+    @property
+    def failed(self) -> int:
+        """Rows without a result that is of use: what ``max_error_rate`` is about. A text that was cut off has some."""
+        return self.invalid_output + self.errored
+
+    @property
+    def otherwise(self) -> str:
+        """Who did not succeed, in words; empty where all did."""
+        words = {"errored": self.errored, "with invalid output": self.invalid_output, "truncated": self.truncated}
+        return ", ".join(f"{number:,} {word}" for word, number in words.items() if number)
+
+    def counts(self) -> dict[str, int]:
+        """The form that stands in manifests: the total, and what it is made of."""
+        return {"total": self.done, **{status.value: getattr(self, status) for status in Status}}
+
+    def count(self, status: Status, rows: int = 1) -> None:
+        """Count rows of that outcome; a negative number takes back."""
+        setattr(self, status, getattr(self, status) + rows)
 
 
 class Ledger:
@@ -206,14 +240,11 @@ class Ledger:
         return sum(opened.chunk.rows for opened in self.open.values())
 
     def _add(self, summary: ChunkSummary) -> None:
-        self.totals.succeeded += summary.succeeded
-        self.totals.errored += summary.errored
+        for status in Status:
+            self.totals.count(status, getattr(summary, status))
         self.totals.usage += summary.usage
 
     def _count(self, settled: SettledLine, totals: Totals | None = None, *, times: int = 1) -> None:
         totals = self.totals if totals is None else totals
-        if settled.status is Status.SUCCEEDED:
-            totals.succeeded += times
-        else:
-            totals.errored += times
+        totals.count(settled.status, times)
         totals.usage = totals.usage + settled.usage if times > 0 else totals.usage - settled.usage

@@ -22,7 +22,7 @@ class Pace:
         rows_per_s: over the last minute; 0 where nothing has been measured.
         tokens_per_s: completion tokens, over the last minute.
         eta_s: seconds to the end at this pace; None where it is not known.
-        errored: of those done.
+        otherwise: who of them did not succeed, in words.
     """
 
     done: int
@@ -30,7 +30,7 @@ class Pace:
     rows_per_s: float
     tokens_per_s: float
     eta_s: float | None
-    errored: int = 0
+    otherwise: str = ""
 
     def __str__(self) -> str:
         share = f"{100 * self.done / self.total:.1f} %" if self.total else "-"
@@ -44,8 +44,8 @@ class Pace:
 
     @property
     def bad(self) -> str:
-        """How many errored, in words; nothing where none did."""
-        return f", {self.errored:,} of them errored" if self.errored else ""
+        """The same as a part of a sentence; nothing where all succeeded."""
+        return f", of them {self.otherwise}" if self.otherwise else ""
 
     def at_the_end(self, *, settled: int, completion_tokens: int, elapsed_s: float) -> Pace:
         """Of a try that has ended: where its last stretch was shorter than a minute, rates are that one's averages.

@@ -69,6 +69,7 @@ class RequestSpec:
         system_prompt: template of a system message put first.
         parameters: body fields sent as they are, such as ``temperature``; ``extra_body`` is merged in already.
         context: plain values of the run that templates may use beside ``row``.
+        renames_model: batch lines are sent with the run's model, whatever model they name.
 
     Raises:
         ConfigurationError: when the parts contradict each other.
@@ -80,6 +81,7 @@ class RequestSpec:
     system_prompt: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     context: Mapping[str, Any] = field(default_factory=dict)
+    renames_model: bool = False
 
     def __post_init__(self) -> None:
         if self.endpoint not in PATHS:
@@ -174,7 +176,7 @@ class RequestTemplate:
         if (method := row.get("method", "POST")) != "POST":
             shown = repr(method[:_SHOWN_CHARS]) if isinstance(method, str) else f"a {type(method).__name__}"
             raise RowRejectedError(f"its method is {shown}, not POST")
-        return url, body if "model" in body else {"model": self._model, **body}
+        return url, body if "model" in body and not self._spec.renames_model else {**body, "model": self._model}
 
     def _compile(self, name: str, source: str | None) -> Template | None:
         if source is None:

@@ -12,10 +12,12 @@ from typing import Any
 
 
 class Status(StrEnum):
-    """What became of a row. There is no third answer and never a silent one."""
+    """What became of a row; never a silent nothing."""
 
     SUCCEEDED = "succeeded"
-    ERRORED = "errored"
+    TRUNCATED = "truncated"  # a text that was cut off at the limit of its tokens
+    INVALID_OUTPUT = "invalid_output"  # an answer that is not what the DAG wants, however often it was asked for
+    ERRORED = "errored"  # no answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,14 +149,33 @@ class Outcome:
     attempts: int
     completion: Completion | None = None
     error: RowError | None = None
+    parsed: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """What is made of an answer: an outcome without its row.
+
+    Attributes:
+        status: never ``errored``.
+        completion: the answer; its usage is that of all answers to the row.
+        parsed: the value that it is, where a schema was asked for.
+        error: what is wrong with it, where it is no success.
+    """
+
+    status: Status
+    completion: Completion
+    parsed: Any = None
+    error: RowError | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """Why a row errored.
+    """Why a row did not succeed.
 
     Attributes:
-        kind: a `core.retry.FailureKind` value, or ``malformed_row`` for a row that could not become a request.
+        kind: a `core.retry.FailureKind` value, one of `core.answers`, or ``malformed_row`` for a row that could not
+            become a request.
         message: for people.
         http_status: the HTTP status, where there was an answer.
     """

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from airflow_llm_provider.core.answers import Asked
     from airflow_llm_provider.core.request import RowRequest
     from airflow_llm_provider.core.slices import SlicedRow
 
@@ -58,6 +59,7 @@ class Ticket:
         parts: how many of the requests were slices that others followed.
         begun: whether slices of it are kept, and the next one follows them.
         took_s: how long those were in flight together.
+        asked: what it was asked before, where its first answer did not land.
     """
 
     request: RowRequest
@@ -75,6 +77,7 @@ class Ticket:
     parts: int = 0
     begun: bool = False
     took_s: float = 0.0
+    asked: Asked | None = None
 
     @property
     def attempts(self) -> int:

@@ -122,8 +122,8 @@ def hand_over(store: RunStore, context: Context) -> None:
         return
     manifest = orjson.loads(data)
     results = [row for chunk in manifest["chunks"] for row in _lines(store, chunk["part"], rows=chunk["rows"])]
-    errored = manifest["counts"]["errored"]
-    letters = _lines(store, layout.dead_letter(manifest["fingerprint"]), rows=errored) if errored else []
+    failed = manifest["counts"]["total"] - manifest["counts"]["succeeded"]
+    letters = _lines(store, layout.dead_letter(manifest["fingerprint"]), rows=failed) if failed else []
     push = context["ti"].xcom_push
     push(key=RESULTS, value=results)
     push(key=DEAD_LETTERS, value=letters)

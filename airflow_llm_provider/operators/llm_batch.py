@@ -31,6 +31,7 @@ from airflow_llm_provider.exceptions import (
 )
 from airflow_llm_provider.hooks.compat import AirflowException, AirflowFailException, AirflowSkipException
 from airflow_llm_provider.hooks.vllm import VLLMHook
+from airflow_llm_provider.operators.answering import REPAIR_ATTEMPTS, answer_rules
 from airflow_llm_provider.operators.checkpoint import check_arguments, hand_over, open_store
 from airflow_llm_provider.operators.context import NAMES
 from airflow_llm_provider.operators.effective import configured
@@ -45,7 +46,8 @@ from airflow_llm_provider.operators.reading import (
     request_spec,
     unknown_alert_after,
 )
-from airflow_llm_provider.sources import Files
+from airflow_llm_provider.sinks import sinks_of
+from airflow_llm_provider.sources import Words
 from airflow_llm_provider.storage.manifest import for_xcom
 from airflow_llm_provider.triggers.release import ReleaseTrigger
 
@@ -85,9 +87,9 @@ class LLMBatchOperator(BaseOperator):
     Results lie in ``part-*.jsonl`` below `result_path`; the XCom is the manifest (`docs/run-format.md`).
 
     Args:
-        source: JSONL files (a path or glob, or a list of them), or rows: a list of objects, usually an upstream task's
-            output. Rows of OpenAI's batch shape (``custom_id``, ``method``, ``url``, ``body``) need no prompt.
-            Templated.
+        source: files (a path or glob, a list of them, `sources.Files`, an Asset), a query (`sources.Query`), or rows: a
+            list of objects, usually an upstream task's output. See `docs/sources.md`. Rows of OpenAI's batch shape
+            (``custom_id``, ``method``, ``url``, ``body``) need no prompt. Templated.
         prompt: Jinja template of the user message, rendered per row with ``row`` in a sandbox; no Airflow template.
             It also knows ``params``, ``run_id``, ``dag_id``, ``task_id``, ``map_index`` and the run's dates as ISO 8601
             texts: ``run_after``, and where the run has them ``ds``, ``ts``, ``logical_date``,
@@ -95,7 +97,8 @@ class LLMBatchOperator(BaseOperator):
         messages: instead of `prompt`, whole chat messages whose texts are such templates.
         system_prompt: template of a system message put first.
         vllm_conn_id: the connection of type ``vllm``. Templated.
-        model: the model to ask for; the connection's by default, else the only one the endpoint serves. Templated.
+        model: the model to ask for; the connection's by default, else the only one the endpoint serves. Rows of
+            OpenAI's batch shape name their own, which this one replaces. Templated.
         endpoint: ``chat`` or ``completions``.
         temperature: sampling temperature.
         top_p: nucleus sampling.
@@ -103,8 +106,17 @@ class LLMBatchOperator(BaseOperator):
         seed: sampling seed.
         stop: text or texts that end an answer.
         extra_body: further body fields, such as ``top_k`` or ``chat_template_kwargs``; sent as they are.
+        output_schema: what answers must be: a JSON schema, or a type that pydantic validates, such as a model. Each
+            answer is validated; the value is the result line's ``parsed``. See `docs/structured-output.md`.
+        constrain_output: whether the server is asked to keep to the schema while it generates (``response_format``).
+        repair_attempts: how often an answer that is not valid is shown to the model, with what is wrong; then the row
+            lands as ``invalid_output``.
+        retry_max_tokens: where an answer was cut off at `max_tokens`, it is asked for again with so many.
+        on_truncated: ``report`` lands a text that is cut off as ``truncated``, ``accept`` as a success.
         result_path: where results lie: a URI, a local path, or a path below the configured base. Two runs cannot share
             one. By default the configured base, then DAG, task, run and map index. Templated.
+        sinks: what results are written as besides JSON lines, once all have landed: `sinks.Parquet`,
+            `sinks.OpenAIBatch`, or both. See `docs/sinks.md`.
         checkpoint: ``storage``, or ``xcom`` for a small run that is kept in Airflow itself and whose results are an
             XCom of the key ``results``.
         chunk_rows: rows per part.
@@ -162,7 +174,13 @@ class LLMBatchOperator(BaseOperator):
         seed: int | None = None,
         stop: str | list[str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
+        output_schema: Any = None,
+        constrain_output: bool = True,
+        repair_attempts: int = REPAIR_ATTEMPTS,
+        retry_max_tokens: int | None = None,
+        on_truncated: Literal["report", "accept"] = "report",
         result_path: str | None = None,
+        sinks: Any = (),
         checkpoint: Checkpoint = "storage",
         chunk_rows: int = CHUNK_ROWS,
         max_in_flight: int | None = None,
@@ -195,8 +213,8 @@ class LLMBatchOperator(BaseOperator):
         )
         super().__init__(retries=retries, **placed, **kwargs)
         self.source = source
-        if isinstance(source, Files):
-            for name in Files.template_fields:  # Airflow looks into lists and operators alone
+        if isinstance(source, Words):
+            for name in source.template_fields:  # Airflow looks into lists and operators alone
                 XComArg.apply_upstream_relationship(self, getattr(source, name))
         self.prompt = prompt
         self.messages = messages
@@ -210,7 +228,13 @@ class LLMBatchOperator(BaseOperator):
         self.seed = seed
         self.stop = stop
         self.extra_body = extra_body
+        self.output_schema = output_schema
+        self.constrain_output = constrain_output
+        self.repair_attempts = repair_attempts
+        self.retry_max_tokens = retry_max_tokens
+        self.on_truncated = on_truncated
         self.result_path = result_path
+        self.sinks = sinks
         self.checkpoint = checkpoint
         self.chunk_rows = chunk_rows
         self.max_in_flight = max_in_flight
@@ -238,7 +262,7 @@ class LLMBatchOperator(BaseOperator):
 
     def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
         """As for any operator. What says which files are read is rendered in a copy: tasks and tries may share it."""
-        if isinstance(self.source, Files):
+        if isinstance(self.source, Words):
             self.source = copy(self.source)
         super().render_template_fields(context, jinja_env)
 
@@ -358,6 +382,11 @@ class LLMBatchOperator(BaseOperator):
     def _check_arguments(self) -> None:
         """Refuse at parse time what could never run; values that come from other tasks are looked at in `execute`."""
         RequestTemplate(request_spec(self, dict.fromkeys(NAMES)), model="")
+        answer_rules(self)
+        if sinks_of(self.sinks) and self.checkpoint == "xcom":
+            raise ConfigurationError(
+                "sinks: a run with checkpoint='xcom' has no folder to write them to; leave one out"
+            )
         Tolerance(self.max_error_rate)
         check_arguments(self.checkpoint, result_path=self.result_path, chunk_rows=self.chunk_rows)
         if self.window is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from airflow_llm_provider.core.request import Status
 from airflow_llm_provider.hooks.compat import Stats
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GAUGES = ("llm_batch.limit", "llm_batch.in_flight", "llm_batch.others")
-COUNTERS = ("llm_batch.yields", "llm_batch.rows_succeeded", "llm_batch.rows_errored")
+COUNTERS = ("llm_batch.yields", *(f"llm_batch.rows_{status}" for status in Status))
 
 
 class RunMetrics:
@@ -48,7 +49,8 @@ class RunMetrics:
             for name, value in zip(GAUGES, (occupancy.limit, occupancy.in_flight, occupancy.others), strict=True):
                 if value is not None:  # not known is not 0
                     Stats.gauge(name, value, tags=self._tags)
-            for name, total in zip(COUNTERS, (occupancy.yields, settled.succeeded, settled.errored), strict=True):
+            totals = (occupancy.yields, *(getattr(settled, status) for status in Status))
+            for name, total in zip(COUNTERS, totals, strict=True):
                 if total > self._counted[name]:
                     Stats.incr(name, total - self._counted[name], tags=self._tags)
                     self._counted[name] = total

@@ -7,7 +7,6 @@ Owns who is asked for each value, and the opening lines of the task's log. Does 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -24,16 +23,18 @@ from airflow_llm_provider.core.terms import Agreement, Asked, agree
 from airflow_llm_provider.core.tolerance import Tolerance
 from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError
 from airflow_llm_provider.hooks.vllm import VLLMHook
+from airflow_llm_provider.operators.answering import REPAIR_ATTEMPTS, answer_rules, constraints
 from airflow_llm_provider.operators.checkpoint import MOST_ROWS, PROGRESS_INTERVAL_S, xcom_uri
 from airflow_llm_provider.operators.context import prompt_context
 from airflow_llm_provider.operators.effective import configured
 from airflow_llm_provider.operators.paths import result_uri
 from airflow_llm_provider.operators.placing import pool_in_flight
-from airflow_llm_provider.sources import Files
-from airflow_llm_provider.storage.formats import source_for
-from airflow_llm_provider.storage.source import ListSource
+from airflow_llm_provider.sinks import sinks_of
+from airflow_llm_provider.sources import source_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from airflow.sdk import Context
 
     from airflow_llm_provider.endpoint.settings import EndpointSettings
@@ -89,6 +90,7 @@ def request_spec(operator: LLMBatchOperator, context: Mapping[str, Any]) -> Requ
         system_prompt=operator.system_prompt,
         parameters=_parameters(operator),
         context=context,
+        renames_model=bool(operator.model),
     )
 
 
@@ -108,9 +110,9 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
         connection=operator.vllm_conn_id,
         now=utc_now(),
     )
-    source = source_of(operator.source)
-    base = first_set("results_base", [configured("results_base", str)], f"file://{AIRFLOW_HOME}/llm_batch")
     in_airflow = operator.checkpoint == "xcom"
+    source = source_of(operator.source, most_rows=MOST_ROWS if in_airflow else None)
+    base = first_set("results_base", [configured("results_base", str)], f"file://{AIRFLOW_HOME}/llm_batch")
     uri = xcom_uri(identity) if in_airflow else result_uri(operator.result_path, base=base.value, identity=identity)
     values = {each.name: each for each in _effective(operator, endpoint, agreement, source, (uri, base.set_by))}
     lines = "\n".join(map(str, values.values()))
@@ -128,6 +130,8 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
         identity=identity,
         endpoint=endpoint,
         requests=request_spec(operator, prompt_context(context, identity)),
+        answers=answer_rules(operator),
+        sinks=tuple(each.open() for each in sinks_of(operator.sinks)),
         model=values["model"].value,
         source=source,
         chunk_rows=operator.chunk_rows,
@@ -197,8 +201,10 @@ def _effective(
         from_dag("system_prompt", operator.system_prompt, None),
         *(Effective(name, value, "DAG") for name, value in _parameters(operator).items()),
         from_dag("endpoint", operator.endpoint, "chat"),
+        *_answering(operator),
         Effective("result_path", uri, "DAG" if operator.result_path is not None else base_set_by),
         first_set("results_link", [configured("results_link", str)], "{uri}"),
+        from_dag("sinks", operator.sinks, ()),
         from_dag("checkpoint", operator.checkpoint, "storage"),
         *agreement.values,
         *_watching(endpoint, agreement, connection),
@@ -220,6 +226,21 @@ def _effective(
         of_connection("request_timeout_s"),
         of_connection("verify"),
         replace(of_connection("extra_headers"), value=sorted(endpoint.extra_headers)),
+    ]
+
+
+def _answering(operator: LLMBatchOperator) -> list[Effective[Any]]:
+    """What is wanted of answers, as far as it has an effect."""
+    schema = answer_rules(operator).schema
+    of_schema: list[Effective[Any]] = [
+        Effective("output_schema", "" if schema is None else schema.name, "DAG"),
+        from_dag("constrain_output", operator.constrain_output, default=True),
+        from_dag("repair_attempts", operator.repair_attempts, REPAIR_ATTEMPTS),
+    ]
+    return [
+        *(of_schema if schema is not None else []),
+        from_dag("on_truncated", operator.on_truncated, "report"),
+        from_dag("retry_max_tokens", operator.retry_max_tokens, None),
     ]
 
 
@@ -248,28 +269,7 @@ def _parameters(operator: LLMBatchOperator) -> dict[str, Any]:
     extra = {name: value for name, value in (operator.extra_body or {}).items() if name != "priority"}
     if twice := given.keys() & extra.keys():
         raise ConfigurationError(f"{', '.join(sorted(twice))}: given as an argument and in extra_body; say it once")
-    return {**given, **extra}
-
-
-def source_of(source: Any) -> Source:
-    """The input that an operator's ``source`` names.
-
-    Raises:
-        ConfigurationError: when it is none.
-    """
-    if isinstance(source, str) and not source.strip():
-        raise ConfigurationError("source is empty after rendering. Name a file or a glob, such as s3://docs/*.jsonl")
-    if isinstance(source, str) or hasattr(source, "__fspath__"):
-        return source_for([str(source)])
-    if isinstance(source, Files):
-        return source.open()
-    if isinstance(source, Sequence) and source and all(isinstance(item, str) for item in source):
-        return source_for(source)
-    if isinstance(source, Sequence):
-        return ListSource(source)
-    raise ConfigurationError(
-        f"source is a {type(source).__name__}; give a path or glob of files, a list of them, sources.Files, or rows"
-    )
+    return {**given, **extra, **constraints(operator)}
 
 
 def _hold_reason(vllm_conn_id: str) -> str | None:

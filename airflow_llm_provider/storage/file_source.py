@@ -12,7 +12,7 @@ import hashlib
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Self, TypeAlias
 
 import orjson
 
@@ -26,6 +26,8 @@ from airflow_llm_provider.storage.store import storage_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from airflow_llm_provider.storage.store import RunStore
 
 Raw: TypeAlias = "bytes | Mapping[str, Any] | MalformedRow"
 Record: TypeAlias = "tuple[int, int, Raw]"
@@ -143,6 +145,11 @@ class FileSource(ABC):
     def __str__(self) -> str:
         taken = "".join(f", {name}={value!r}" for name, value in self.selection.spec().items())
         return f"{', '.join(self._patterns)}{taken}"
+
+    def beside(self, store: RunStore) -> Self:
+        """Files lie where they lie."""
+        del store
+        return self
 
     def spec(self) -> object:
         """The patterns, as the DAG rendered them, and what is asked for of the files."""

@@ -4,6 +4,7 @@
 
     part-00000-<fingerprint>.jsonl    a committed chunk: rows in input order, one line per input index
     dead-letter-<fingerprint>.jsonl   rows that need a person: request, error, attempts
+    results-00000-<fingerprint>.parquet, output-<fingerprint>.jsonl, errors-<fingerprint>.jsonl   what sinks write
     manifest.json                     the run's summary, written last
     _run/run.json                     identity, fingerprint, source snapshot, chunk plan; before the first request
     _run/progress.json                overwritten every few seconds
@@ -14,6 +15,7 @@
     _run/commits/<fingerprint>-<try>-00007.jsonl   summaries of committed chunks: a resume need not read their parts
     _run/dead/00042-<fingerprint>-<part>.jsonl   dead letters of chunk 42, until the run's end assembles them
     _run/shares/00003/_run/…          lease, progress, journal, commits and dead letters of share 3, of a run in shares
+    _run/input/<token>-00000.jsonl    rows that can be had once only, until the run is finished: see `storage.spool`
     _run/tmp/                         files being written, where the storage is a file system
 
 Owns the names. `docs/run-format.md` describes the contents. `<try>` is a token that each try makes for itself, so that
@@ -39,9 +41,11 @@ JOURNAL = "_run/journal"
 COMMITS = "_run/commits"
 DEAD = "_run/dead"
 SHARES = "_run/shares"
+INPUT = "_run/input"
 
 _PART = re.compile(r"part-(\d{5,})-([0-9a-f]{12})\.jsonl")
 _DEAD_LETTER = re.compile(r"dead-letter-([0-9a-f]{12})\.jsonl")
+_OF_SINKS = re.compile(r"(?:results-\d{5,}|output|errors)-([0-9a-f]{12})\.(?:parquet|jsonl)")
 _FOR_RESUMES = re.compile(
     r"(?:_run/shares/\d+/)?_run/(?:journal/\d+/([0-9a-f]{12})-|commits/([0-9a-f]{12})-|dead/\d+-([0-9a-f]{12})-).*"
 )
@@ -65,7 +69,8 @@ def dead_letter(fingerprint: str) -> str:
 
 def is_result(name: str) -> bool:
     """Whether a run writes it for its readers."""
-    return name == MANIFEST or parse_part(name) is not None or _DEAD_LETTER.fullmatch(name) is not None
+    of_others = (_DEAD_LETTER, _OF_SINKS)
+    return name == MANIFEST or parse_part(name) is not None or any(kind.fullmatch(name) for kind in of_others)
 
 
 def for_resumes(name: str) -> str | None:
@@ -78,14 +83,35 @@ def fingerprint_of(name: str) -> str | None:
     """The fingerprint in the name of what belongs to one generation alone; None for any other name."""
     if (part := parse_part(name)) is not None:
         return part[1]
-    if (match := _DEAD_LETTER.fullmatch(name)) is not None:
-        return match[1]
+    for kind in (_DEAD_LETTER, _OF_SINKS):
+        if (match := kind.fullmatch(name)) is not None:
+            return match[1]
     return for_resumes(name)
+
+
+def parquet(chunk: int, fingerprint: str) -> str:
+    """A chunk's rows as Parquet."""
+    return f"results-{chunk:05}-{fingerprint}.parquet"
+
+
+def openai_output(fingerprint: str) -> str:
+    """Answers as OpenAI's Batch API writes them."""
+    return f"output-{fingerprint}.jsonl"
+
+
+def openai_errors(fingerprint: str) -> str:
+    """Errors as OpenAI's Batch API writes them."""
+    return f"errors-{fingerprint}.jsonl"
 
 
 def share(number: int) -> str:
     """Where what only one share writes lies, as if it were a run of its own."""
     return f"{SHARES}/{number:05}"
+
+
+def spooled(token: str, number: int) -> str:
+    """One object of rows that were had once."""
+    return f"{INPUT}/{token}-{number:05}.jsonl"
 
 
 def journal_folder(chunk: int) -> str:

@@ -31,6 +31,7 @@ def encode_outcome(outcome: Outcome) -> SettledLine:
             "custom_id": outcome.custom_id,
             "status": outcome.status,
             "output": completion.output if completion else None,
+            "parsed": outcome.parsed,
             "reasoning": completion.reasoning if completion else None,
             "tool_calls": completion.tool_calls if completion else None,
             "choices": completion.choices if completion else None,
@@ -49,6 +50,7 @@ def encode_dead_letter(outcome: Outcome, row: RowRequest | BadRow) -> bytes:
     letter = {
         "index": outcome.index,
         "custom_id": outcome.custom_id,
+        "status": outcome.status,
         "source": {"file": row.position.file, "line": row.position.line},
         "request": None,
         "raw": None,
@@ -100,7 +102,8 @@ def decode_journal(data: bytes) -> tuple[dict[int, SettledLine], int]:
             last = None
             continue
         rows[index] = last
-    for index in [index for index, row in rows.items() if row.status is Status.ERRORED and row.dead_letter is None]:
+    bare = [index for index, row in rows.items() if row.status is not Status.SUCCEEDED and row.dead_letter is None]
+    for index in bare:
         del rows[index]  # its dead letter was torn off: asking again is better than losing it
         torn += 1
     return rows, torn

@@ -35,7 +35,7 @@ def build(
         "identity": document.identity.as_dict(),
         "generation": document.generation,
         "fingerprint": document.fingerprint,
-        "counts": {"total": totals.done, "succeeded": totals.succeeded, "errored": totals.errored},
+        "counts": totals.counts(),
         "usage": totals.usage.as_dict(),
         "started_at": document.created_at,
         "finished_at": finished_at,

@@ -159,6 +159,8 @@ def finish_clearing(store: RunStore, document: RunDocument) -> RunDocument:
     listing = store.list("")
     store.delete(_foreign(listing, document.fingerprint))
     store.delete(name for name in listing if name.startswith(layout.SHARES) and layout.for_resumes(name) is None)
+    ours = layout.spooled(str(document.snapshot.get("token")), 0).rpartition("-")[0]
+    store.delete(name for name in listing if name.startswith(layout.INPUT) and not name.startswith(f"{ours}-"))
     store.prune(layout.RUN_FOLDER)
     opened = document.opened()
     confirm(store, opened)
@@ -204,8 +206,8 @@ def _foreign(listing: Iterable[str], fingerprint: str) -> list[str]:
 
 
 def _needed_no_more(name: str, fingerprint: str) -> bool:
-    if name.startswith(layout.SHARES) and layout.for_resumes(name) is None:
-        return True  # a share's lease and progress
+    if name.startswith(layout.INPUT) or (name.startswith(layout.SHARES) and layout.for_resumes(name) is None):
+        return True  # rows that have all landed; a share's lease and progress
     return name in (layout.LEASE, layout.TRIES, layout.ATTEMPTS) or layout.for_resumes(name) == fingerprint
 
 
@@ -237,4 +239,5 @@ def _generation(store: RunStore) -> Any:
 
 def _any_result(store: RunStore) -> str | None:
     """An object there that only a run writes; None where there is none."""
-    return next((name for name in store.list("") if layout.is_result(name) or name.startswith("_run/")), None)
+    names = (name for name in store.list("") if not name.startswith(layout.INPUT))  # of a try killed before it began
+    return next((name for name in names if layout.is_result(name) or name.startswith("_run/")), None)

@@ -1,15 +1,11 @@
 """Parquet files: each row is a row, its columns are fields.
 
-Owns what becomes of values that JSON has no word for: dates and times are ISO 8601 texts, decimals texts, binaries
-base64, and what is no number null.
+Owns reading them in batches that bound memory, from any row on. What becomes of values that JSON has no word for is
+`plain_values`'.
 """
 
 from __future__ import annotations
 
-import base64
-import math
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from typing import IO, TYPE_CHECKING, Any
 
 import orjson
@@ -17,6 +13,7 @@ import orjson
 from airflow_llm_provider.exceptions import SourceError
 from airflow_llm_provider.storage.file_source import FileSource
 from airflow_llm_provider.storage.found_files import pyarrow_for
+from airflow_llm_provider.storage.plain_values import plain
 from airflow_llm_provider.storage.source import MalformedRow
 
 if TYPE_CHECKING:
@@ -129,26 +126,3 @@ def _to_microseconds(batch: Any) -> Any:
             coarser = pa.duration("us") if types.is_duration(field.type) else pa.time64("us")
         batch = batch.set_column(number, field.name, batch.column(number).cast(coarser, safe=False))
     return batch
-
-
-def plain(value: Any) -> Any:
-    """A value in JSON's terms; see the module."""
-    match value:
-        case dict():
-            return {str(name): plain(each) for name, each in value.items()}
-        case list() | tuple():
-            return [plain(each) for each in value]
-        case float() if not math.isfinite(value):
-            return None
-        case datetime() | date() | time():
-            return value.isoformat()
-        case timedelta():
-            return value.total_seconds()
-        case Decimal():
-            return str(value)
-        case bytes():
-            return base64.b64encode(value).decode()
-        case str() | int() | float() | None:
-            return value
-        case _:  # a UUID
-            return str(value)

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from airflow_llm_provider.core.ledger import ChunkSummary
-from airflow_llm_provider.core.request import Status, Usage
+from airflow_llm_provider.core.ledger import ChunkSummary, Totals
 from airflow_llm_provider.exceptions import StorageError
 from airflow_llm_provider.storage import layout, lines
 from airflow_llm_provider.storage.store import read_all
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.core.chunks import Chunk, ChunkPlan
     from airflow_llm_provider.core.ledger import OpenChunk
+    from airflow_llm_provider.core.request import Status, Usage
     from airflow_llm_provider.storage.store import RunStore
 
 log = logging.getLogger(__name__)
@@ -156,8 +156,8 @@ class Parts:
         Where some of the chunks' own are gone, they were assembled before: an end that was interrupted, or a manifest
         that was moved away. Then what was assembled stays as it is.
 
-        Only of chunks with errored rows: a try killed between dead letters and part leaves letters behind that the
-        next try, in which the rows succeed, does not overwrite.
+        Only of chunks with rows that did not succeed: a try killed between dead letters and part leaves letters behind
+        that the next try, in which the rows succeed, does not overwrite.
 
         Raises:
             StorageError: when letters are gone and never were assembled, too.
@@ -165,7 +165,7 @@ class Parts:
         names = {
             self._dead(summary): layout.part(number, self._fingerprint)
             for number, summary in sorted(committed.items())
-            if summary.errored
+            if summary.dead_letters
         }
         assembled = layout.dead_letter(self._fingerprint)
         if names.keys() <= listing.keys():
@@ -195,9 +195,9 @@ class Parts:
 
     def _lost(self, part: str) -> StorageError:
         return StorageError(
-            f"The dead letters of {self._store.uri}/{part} are gone from {layout.DEAD}, so the rows that errored in it "
-            "would be lost to whoever mends them. If the next try says so again, remove that part: its rows are then "
-            "done again"
+            f"The dead letters of {self._store.uri}/{part} are gone from {layout.DEAD}, so the rows that did not "
+            "succeed would be lost to whoever mends them. If the next try says so again, remove that part: its rows "
+            "are then done again"
         )
 
     def _agreed(self, listing: Mapping[str, int]) -> dict[int, ChunkSummary]:
@@ -240,20 +240,18 @@ class Parts:
 
 
 def _summary(number: int, data: bytes, rows: Iterable[tuple[Status, Usage]]) -> ChunkSummary:
-    succeeded = errored = 0
-    usage = Usage()
+    totals = Totals()
     for status, used in rows:
-        if status is Status.SUCCEEDED:
-            succeeded += 1
-        else:
-            errored += 1
-        usage += used
+        totals.count(status)
+        totals.usage += used
     return ChunkSummary(
         number=number,
-        rows=succeeded + errored,
-        succeeded=succeeded,
-        errored=errored,
-        usage=usage,
+        rows=totals.done,
+        succeeded=totals.succeeded,
+        truncated=totals.truncated,
+        invalid_output=totals.invalid_output,
+        errored=totals.errored,
+        usage=totals.usage,
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )

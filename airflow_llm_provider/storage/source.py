@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from airflow_llm_provider.core.chunks import ChunkPlan
 from airflow_llm_provider.core.identity import canonical
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from airflow_llm_provider.core.chunks import Chunk
+    from airflow_llm_provider.storage.store import RunStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,10 @@ class Scan:
 
 class Source(Protocol):
     """An input. Its methods block: call them from threads. ``str()`` names it for people, without what is in it."""
+
+    def beside(self, store: RunStore) -> Source:
+        """The same, where what must be kept of it is kept at the run's path."""
+        ...
 
     def spec(self) -> object:
         """What the DAG named, in JSON values; another value is another input."""
@@ -117,6 +122,11 @@ class ListSource:
 
     def __str__(self) -> str:
         return f"{len(self._items):,} rows, given as a list"
+
+    def beside(self, store: RunStore) -> Self:
+        """It is kept by Airflow."""
+        del store
+        return self
 
     def spec(self) -> object:
         """That it is a list; which rows are in it, `check` tells more plainly than a digest would."""

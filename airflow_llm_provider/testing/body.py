@@ -14,6 +14,7 @@ from airflow_llm_provider.simulator.answer import Answer, Choice
 from airflow_llm_provider.simulator.asked import Asked
 from airflow_llm_provider.simulator.bodies import BUSY, CHAT_PATH
 from airflow_llm_provider.simulator.model import Ends, Said
+from airflow_llm_provider.testing.instance import least_instance
 
 __all__ = ["BUSY", "CHAT_PATH", "ECHO_CHARS", "Echo", "prompt_text", "prompt_tokens"]
 
@@ -41,8 +42,18 @@ def prompt_tokens(text: str) -> int:
     return len(text) // _CHARS_PER_TOKEN + 1
 
 
+def _words(request: dict[str, Any], text: str) -> list[str]:
+    match request.get("response_format"):
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return [orjson.dumps(least_instance(schema)).decode()]
+        case _:
+            return f"echo: {text[:ECHO_CHARS]}".split(" ")
+
+
 class Echo(Answer):
     """The right answer to a request: "echo: " and the beginning of its text, cut to ``max_tokens`` words.
+
+    Where ``response_format`` names a schema, it is the schema's least instance, as one word.
 
     Args:
         path: the route asked.
@@ -53,7 +64,7 @@ class Echo(Answer):
 
     def __init__(self, *, path: str, request: dict[str, Any], request_id: str, model: str) -> None:
         text = prompt_text(request)
-        words = f"echo: {text[:ECHO_CHARS]}".split(" ")
+        words = _words(request, text)
         limit = request.get("max_tokens") or request.get("max_completion_tokens") or len(words)
         stopped = limit >= len(words)
         words = words[:limit]

@@ -202,7 +202,7 @@ def check_landed(celery: CeleryAirflow, run_id: str, results: Path, *, rows: int
     """Each row once, and nobody says otherwise."""
     assert landed(results) == Counter(range(rows))
     manifest = manifest_of(results)
-    assert manifest["counts"] == {"total": rows, "succeeded": rows, "errored": 0}
+    assert manifest["counts"] == {"total": rows, "succeeded": rows, "truncated": 0, "invalid_output": 0, "errored": 0}
     assert celery.rest.xcom(DAG_ID, run_id, "batch.assemble")["counts"] == manifest["counts"]
     assert not share_folder(results, 0).parent.exists() or not list(share_folder(results, 0).parent.rglob("*.json*"))
     return manifest

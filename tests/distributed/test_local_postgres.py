@@ -52,7 +52,13 @@ def test_a_group_on_postgres_lands_each_row_once_though_a_task_is_killed(
 
     assert rest.wait_for_run(DAG_ID, run_id, timeout_s=240) == "success"
     assert landed(results) == Counter(range(ROWS))
-    assert manifest_of(results)["counts"] == {"total": ROWS, "succeeded": ROWS, "errored": 0}
+    assert manifest_of(results)["counts"] == {
+        "total": ROWS,
+        "succeeded": ROWS,
+        "truncated": 0,
+        "invalid_output": 0,
+        "errored": 0,
+    }
     assert rest.xcom(DAG_ID, run_id, "batch.assemble")["counts"] == manifest_of(results)["counts"]
     asked.read()
     assert asked.twice == asked.by_try[token] - at_death

@@ -107,7 +107,7 @@ def test_it_fills_a_quiet_server_gives_way_to_a_burst_and_comes_back(
     full = when(lambda: bool(seen) and seen[-1].in_flight >= SLOTS, burst)
     manifest = run(server.url, monkeypatch, tmp_path, rows=60, slots=SLOTS)
     full.join()
-    assert manifest["counts"] == {"total": 60, "succeeded": 60, "errored": 0}
+    assert manifest["counts"] == {"total": 60, "succeeded": 60, "truncated": 0, "invalid_output": 0, "errored": 0}
     assert manifest["release"]["limit_law"] == "headroom"
     assert max(each.in_flight for each in seen) == SLOTS + 1, "in a calm one waits in the server"
     assert seen[-1].yields > 0

@@ -85,7 +85,13 @@ def check_landed(store: RunStore, manifest: dict[str, Any], said: str = "Say: te
     letters = objects[layout.dead_letter(manifest["fingerprint"])]
     assert [json.loads(line)["index"] for line in letters.splitlines()] == [2, 5]
     assert manifest == json.loads(objects["manifest.json"])
-    assert manifest["counts"] == {"total": ROWS, "succeeded": ROWS - 2, "errored": 2}
+    assert manifest["counts"] == {
+        "total": ROWS,
+        "succeeded": ROWS - 2,
+        "truncated": 0,
+        "invalid_output": 0,
+        "errored": 2,
+    }
     sums = {each["part"]: each["sha256"] for each in manifest["chunks"]}
     assert sums == {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
     assert not [
@@ -298,7 +304,13 @@ def test_a_source_of_every_format_resumes_in_the_middle(
     asked, kept = stub.received, len(first.kept)
     assert 0 < kept < FILE_ROWS
     again = Try(job_of(stub, source_of(pattern)), store)
-    assert again()["counts"] == {"total": FILE_ROWS, "succeeded": FILE_ROWS, "errored": 0}
+    assert again()["counts"] == {
+        "total": FILE_ROWS,
+        "succeeded": FILE_ROWS,
+        "truncated": 0,
+        "invalid_output": 0,
+        "errored": 0,
+    }
     assert not first.kept & set(again.requested(stub))
     assert stub.received - asked == FILE_ROWS - kept
     parts = [data for name, data in sorted(whole(store).items()) if name.startswith("part-")]

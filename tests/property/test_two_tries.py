@@ -104,7 +104,13 @@ def test_two_tries_at_once(stub: StubVLLM, tmp_path: Path, seed: int) -> None:
         assert hashlib.sha256((folder / each["part"]).read_bytes()).hexdigest() == each["sha256"]
     letters = [json.loads(line)["index"] for line in dead_letter(folder).read_bytes().splitlines()]
     assert letters == [2]
-    assert manifest["counts"] == {"total": ROWS, "succeeded": ROWS - 1, "errored": 1}
+    assert manifest["counts"] == {
+        "total": ROWS,
+        "succeeded": ROWS - 1,
+        "truncated": 0,
+        "invalid_output": 0,
+        "errored": 1,
+    }
     usage = sum((Usage(**line["usage"]) for line in part_lines(folder)), Usage())
     assert manifest["usage"] == usage.as_dict()
     assert all(each["fingerprint"] == manifest["fingerprint"] for each in manifests)

@@ -57,6 +57,6 @@ def test_a_run_that_is_kept_in_airflow_survives_its_task(llm_airflow, llm_stub) 
     asked = len(llm_stub.requested()) - seen
     assert 60 <= asked < 60 + 2 + 25, "what it had journalled was asked again"
     manifest = rest.xcom("kept_in_airflow", run_id, "batch")
-    assert manifest["counts"] == {"total": 60, "succeeded": 60, "errored": 0}
+    assert manifest["counts"] == {"total": 60, "succeeded": 60, "truncated": 0, "invalid_output": 0, "errored": 0}
     assert manifest["result_path"].startswith("xcom://kept_in_airflow/")
     assert "sk-very-secret-key" not in json.dumps(manifest)

@@ -80,6 +80,6 @@ def test_ten_kills_and_every_row_lands_once(llm_airflow, llm_stub, tmp_path: Pat
     # Redone: at most what was in flight (16), or settled and not yet flushed (what settles in 2 s, about 200 rows).
     assert len(log) - ROWS <= KILLS * (16 + 2 * 100)
     manifest = json.loads((results / "manifest.json").read_text())
-    assert manifest["counts"] == {"total": ROWS, "succeeded": ROWS, "errored": 0}
+    assert manifest["counts"] == {"total": ROWS, "succeeded": ROWS, "truncated": 0, "invalid_output": 0, "errored": 0}
     assert rest.xcom("killed", run_id, "batch")["counts"] == manifest["counts"]
     assert rest.task("killed", run_id, "batch").try_number == KILLS + 1

@@ -42,7 +42,7 @@ def log_of(airflow, dag_id: str, run_id: str, task_id: str, *, try_number: int =
 def test_rows_come_from_a_task_and_results_go_to_the_next(llm_airflow) -> None:
     run_id = run(llm_airflow, "values", "success")
     manifest = llm_airflow.rest.xcom("values", run_id, "batch")
-    assert manifest["counts"] == {"total": 7, "succeeded": 7, "errored": 0}
+    assert manifest["counts"] == {"total": 7, "succeeded": 7, "truncated": 0, "invalid_output": 0, "errored": 0}
     assert llm_airflow.rest.xcom("values", run_id, "read") == 7
     assert manifest["result_path"].startswith(f"file://{llm_airflow.home}/results/values/batch/manual__")
     part = next(Path(manifest["result_path"].removeprefix("file://")).glob("part-00000-*.jsonl"))
@@ -72,7 +72,13 @@ def test_files_with_what_is_taken_of_them(llm_airflow, tmp_path: Path) -> None:
     run_id = run(llm_airflow, "from_files", "success", conf={"folder": str(tmp_path)})
     for task_id, amount in (("table", 5), ("packed.assemble", 20)):
         manifest = llm_airflow.rest.xcom("from_files", run_id, task_id)
-        assert manifest["counts"] == {"total": amount, "succeeded": amount, "errored": 0}
+        assert manifest["counts"] == {
+            "total": amount,
+            "succeeded": amount,
+            "truncated": 0,
+            "invalid_output": 0,
+            "errored": 0,
+        }
         parts = sorted(Path(manifest["result_path"].removeprefix("file://")).glob("part-*.jsonl"))
         landed = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
         assert [line["custom_id"] for line in landed] == [row["id"] for row in rows[:amount]]
@@ -132,7 +138,7 @@ def test_a_malformed_line_is_a_dead_letter_and_the_run_goes_on(llm_airflow, mist
     run_id, tasks, _ = mistaken
     assert tasks["malformed_line"].state == "success"
     manifest = llm_airflow.rest.xcom("mistaken", run_id, "malformed_line")
-    assert manifest["counts"] == {"total": 42, "succeeded": 41, "errored": 1}
+    assert manifest["counts"] == {"total": 42, "succeeded": 41, "truncated": 0, "invalid_output": 0, "errored": 1}
     letter = json.loads(Path(manifest["dead_letter"].removeprefix("file://")).read_text())
     assert (letter["index"], letter["source"]["line"]) == (40, 41)
     assert letter["source"]["file"].endswith("malformed.jsonl")

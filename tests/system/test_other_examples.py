@@ -86,3 +86,11 @@ def test_tickets_of_a_parquet_export_are_sorted(examples_airflow, tmp_path: Path
     landed = [json.loads(line) for part in parts.parent.glob(parts.name) for line in part.read_text().splitlines()]
     assert [line["custom_id"] for line in landed] == [str(700 + number) for number in range(30)]
     assert {line["output"] for line in landed} == {"echo: One of billing,"}  # after four tokens
+
+
+def test_complaints_are_extracted_as_data(examples_airflow, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.eml").write_text(f"Subject: broken\n\nThe lamp {number} does not light.\n")
+    run_id = run(examples_airflow, "extract_complaints", {"mails": f"file://{tmp_path}"})
+    assert examples_airflow.rest.xcom("extract_complaints", run_id, "extract")["counts"]["succeeded"] == 3
+    assert examples_airflow.rest.xcom("extract_complaints", run_id, "count") == {"x": 3, "refunds": 0}

@@ -51,7 +51,7 @@ def test_a_group_lands_each_row_once_though_two_of_its_tasks_are_killed(llm_airf
         assert not again, f"rows {sorted(again)[:5]} were kept at a kill and requested again"
     assert ROWS <= len(log) - seen <= ROWS + 2 * (4 + 100)
     manifest = json.loads((results / "manifest.json").read_text())
-    assert manifest["counts"] == {"total": ROWS, "succeeded": ROWS, "errored": 0}
+    assert manifest["counts"] == {"total": ROWS, "succeeded": ROWS, "truncated": 0, "invalid_output": 0, "errored": 0}
     assert manifest["identity"]["task_id"] == "batch"
     assert rest.xcom("shared_out", run_id, "batch.assemble")["counts"] == manifest["counts"]
     assert rest.xcom("shared_out", run_id, "after") == ROWS

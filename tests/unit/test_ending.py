@@ -125,4 +125,4 @@ def test_the_log_says_how_it_ended_and_where_things_lie(
         f"{manifest['dead_letter']}"
     ) in caplog.text
     assert f"The results are at {manifest['parts']}" in caplog.text
-    assert f"{total}/{total} rows (100.0 %), {errored} of them errored, " in caplog.text
+    assert f"{total}/{total} rows (100.0 %), of them {errored} errored, " in caplog.text

@@ -112,7 +112,7 @@ def test_every_row_lands_once_in_order(
     assert [line["index"] for line in lines] == list(range(rows))
     assert [line["custom_id"] for line in lines] == [f"doc-{index}" for index in range(rows)]
     assert all(f"text {line['index']}" in line["output"] for line in lines)
-    assert manifest["counts"] == {"total": rows, "succeeded": rows, "errored": 0}
+    assert manifest["counts"] == {"total": rows, "succeeded": rows, "truncated": 0, "invalid_output": 0, "errored": 0}
     assert stub.received == rows
     assert stub.peak_in_flight <= job.terms.limit
     assert not [name for name in store.list("_run") if "journal" in name or "commits" in name or "dead" in name]
@@ -127,7 +127,7 @@ def test_a_row_of_five_megabytes(stub: StubVLLM, store: RunStore, folder: Path) 
 def test_the_last_rows_are_all_bad(stub: StubVLLM, tmp_path: Path, store: RunStore, folder: Path) -> None:
     rows = [*texts(5), *[b"{no"] * 8]
     manifest = run(job_of(stub, write_rows(tmp_path / "rows.jsonl", rows)), store)
-    assert manifest["counts"] == {"total": 13, "succeeded": 5, "errored": 8}
+    assert manifest["counts"] == {"total": 13, "succeeded": 5, "truncated": 0, "invalid_output": 0, "errored": 8}
     letters = [json.loads(line) for line in dead_letter(folder).read_bytes().splitlines()]
     assert [letter["source"]["line"] for letter in letters] == list(range(6, 14))
 
@@ -141,7 +141,13 @@ def test_where_only_rows_that_time_out_are_left_the_run_ends(
         Fault.gateway(504) if any(text in json.dumps(request) for text in bad) else None
     )
     job = job_of(stub, write_rows(tmp_path / "rows.jsonl", texts(40)), max_in_flight=40, max_attempts=1)
-    assert run(job, store)["counts"] == {"total": 40, "succeeded": 10, "errored": 30}
+    assert run(job, store)["counts"] == {
+        "total": 40,
+        "succeeded": 10,
+        "truncated": 0,
+        "invalid_output": 0,
+        "errored": 30,
+    }
     assert [line["index"] for line in part_lines(folder)] == list(range(40))
     assert stub.received > 40
 
@@ -149,7 +155,7 @@ def test_where_only_rows_that_time_out_are_left_the_run_ends(
 @pytest.mark.parametrize("chunk_rows", [1, 4])
 def test_a_bad_first_row_is_one_bad_row(stub: StubVLLM, tmp_path: Path, store: RunStore, chunk_rows: int) -> None:
     job = job_of(stub, write_rows(tmp_path / "rows.jsonl", [b"{no", *texts(5)]), chunk_rows=chunk_rows)
-    assert run(job, store)["counts"] == {"total": 6, "succeeded": 5, "errored": 1}
+    assert run(job, store)["counts"] == {"total": 6, "succeeded": 5, "truncated": 0, "invalid_output": 0, "errored": 1}
 
 
 def test_where_no_row_can_become_a_request_nothing_is_begun(stub: StubVLLM, source: str, store: RunStore) -> None:
@@ -508,7 +514,7 @@ def test_an_input_without_rows(
     match on_empty:
         case "succeed":
             manifest = run(job, store)
-            assert manifest["counts"] == {"total": 0, "succeeded": 0, "errored": 0}
+            assert manifest["counts"] == {"total": 0, "succeeded": 0, "truncated": 0, "invalid_output": 0, "errored": 0}
             assert run(job, store) == manifest
         case "skip":
             with pytest.raises(EmptySourceSkip):
@@ -585,7 +591,13 @@ def test_an_endpoint_that_is_down_burns_no_row(stub: StubVLLM, source: str, stor
 
 def test_a_restarted_endpoint_is_waited_for(stub: StubVLLM, source: str, store: RunStore) -> None:
     stub.behaviour.fault = lambda _request, nth: Fault.engine_dead() if 3 <= nth <= 6 else None
-    assert run(job_of(stub, source, max_attempts=1), store)["counts"] == {"total": 10, "succeeded": 10, "errored": 0}
+    assert run(job_of(stub, source, max_attempts=1), store)["counts"] == {
+        "total": 10,
+        "succeeded": 10,
+        "truncated": 0,
+        "invalid_output": 0,
+        "errored": 0,
+    }
 
 
 # -- storage that fails in the middle

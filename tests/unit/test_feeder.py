@@ -15,7 +15,7 @@ from airflow_llm_provider.batch.recorder import Recorder
 from airflow_llm_provider.core.commands import Send
 from airflow_llm_provider.core.ledger import Ledger
 from airflow_llm_provider.core.prompt import RequestSpec, RequestTemplate
-from airflow_llm_provider.core.request import Completion, Usage
+from airflow_llm_provider.core.request import Completion, Landing, Status, Usage
 from airflow_llm_provider.exceptions import SourceError
 from airflow_llm_provider.storage.journal import Journal
 from airflow_llm_provider.storage.parts import Parts
@@ -69,7 +69,7 @@ class Rig:
     def answer(self, tickets: list[Ticket]) -> None:
         for ticket in tickets:
             self.dispatcher.answered(ticket, 0)
-            self.recorder.succeeded(ticket.request, Completion("x", "stop", Usage()), 1)
+            self.recorder.landed(ticket.request, Landing(Status.SUCCEEDED, Completion("x", "stop", Usage())), 1)
         self.feeder.wake_if_low()
 
     async def until_stuck(self) -> None:

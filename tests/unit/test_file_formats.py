@@ -94,7 +94,7 @@ def test_a_try_that_is_killed_goes_on_in_the_middle(stub: StubVLLM, tmp_path: Pa
     kept = kept_indices(tmp_path / "run")
     assert set(range(8)) <= kept < set(range(ROWS))
     second = Try(job_of(stub, source_of(pattern)), RunStore(str(tmp_path / "run")))
-    assert second()["counts"] == {"total": ROWS, "succeeded": ROWS, "errored": 0}
+    assert second()["counts"] == {"total": ROWS, "succeeded": ROWS, "truncated": 0, "invalid_output": 0, "errored": 0}
     assert sorted(second.requested(stub)) == [index for index in range(ROWS) if index not in kept]
     lines = part_lines(tmp_path / "run")
     assert [line["custom_id"] for line in lines] == [f"doc-{n}" for n in range(ROWS)]
@@ -215,7 +215,13 @@ def test_records_that_are_none_are_bad_rows_and_no_others(stub: StubVLLM, tmp_pa
         "the record is no CSV: unexpected end of data",
     ]
     job = job_of(stub, source_of(f"{tmp_path}/a.csv"))
-    assert run(job, RunStore(str(tmp_path / "run")))["counts"] == {"total": 7, "succeeded": 2, "errored": 5}
+    assert run(job, RunStore(str(tmp_path / "run")))["counts"] == {
+        "total": 7,
+        "succeeded": 2,
+        "truncated": 0,
+        "invalid_output": 0,
+        "errored": 5,
+    }
     letters = [json.loads(line) for line in dead_letter(tmp_path / "run").read_bytes().splitlines()]
     assert [(each["index"], each["source"]["line"]) for each in letters] == [(1, 3), (2, 4), (3, 5), (4, 7), (6, 11)]
     assert letters[0]["error"]["message"].endswith("a.csv, line 3: it has 1 fields, and the header names 2")
@@ -304,7 +310,13 @@ def test_texts_are_a_row_each(stub: StubVLLM, tmp_path: Path) -> None:
     assert isinstance(found[2], MalformedRow)
     assert found[3]["text"] == "packed"
     job = job_of(stub, source, requests=RequestSpec(prompt="{{ row.name }}: {{ row.text }}"))
-    assert run(job, RunStore(str(tmp_path / "run")))["counts"] == {"total": 4, "succeeded": 3, "errored": 1}
+    assert run(job, RunStore(str(tmp_path / "run")))["counts"] == {
+        "total": 4,
+        "succeeded": 3,
+        "truncated": 0,
+        "invalid_output": 0,
+        "errored": 1,
+    }
     (letter,) = [json.loads(line) for line in dead_letter(tmp_path / "run").read_bytes().splitlines()]
     assert letter["error"]["message"].endswith("c.txt, line 1: it is no UTF-8: invalid start byte at byte 0")
 

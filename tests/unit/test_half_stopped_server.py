@@ -90,7 +90,7 @@ def test_requests_that_nobody_will_answer_are_given_up(tmp_path: Path, monkeypat
     manifest = run_job(job, store, StopSwitch())
     restarting.join()
     restarted.__exit__(None, None, None)
-    assert manifest["counts"] == {"total": 20, "succeeded": 20, "errored": 0}
+    assert manifest["counts"] == {"total": 20, "succeeded": 20, "truncated": 0, "invalid_output": 0, "errored": 0}
     lines = part_lines(tmp_path / "run")
     assert sorted(line["attempts"] for line in lines)[-IN_FLIGHT:] == [2] * IN_FLIGHT
 

@@ -110,7 +110,7 @@ def test_a_hostile_batch_line_is_one_bad_row(where: str, levels: int, tmp_path: 
     with StubVLLM(fault=refuse if where == "messages" else None) as stub:
         job = job_of(stub, source, requests=RequestSpec(), priority=5)
         manifest = run(job, RunStore(str(tmp_path / "run")))
-    assert manifest["counts"] == {"total": 3, "succeeded": 2, "errored": 1}
+    assert manifest["counts"] == {"total": 3, "succeeded": 2, "truncated": 0, "invalid_output": 0, "errored": 1}
     letter = json.loads(dead_letter(tmp_path / "run").read_bytes())
     assert letter["index"] == 1
 

@@ -53,7 +53,13 @@ def source(tmp_path: Path) -> str:
 
 def check_whole(folder: Path, manifest: dict[str, Any]) -> None:
     assert manifest == json.loads((folder / layout.MANIFEST).read_bytes())
-    assert manifest["counts"] == {"total": ROWS, "succeeded": ROWS - len(BAD), "errored": len(BAD)}
+    assert manifest["counts"] == {
+        "total": ROWS,
+        "succeeded": ROWS - len(BAD),
+        "truncated": 0,
+        "invalid_output": 0,
+        "errored": len(BAD),
+    }
     ours = f"part-*-{manifest['fingerprint']}.jsonl"
     assert [line["index"] for line in part_lines(folder, ours)] == list(range(ROWS))
     for each in manifest["chunks"]:

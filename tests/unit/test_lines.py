@@ -25,8 +25,8 @@ from airflow_llm_provider.storage.lines import (
 )
 
 KEYS = [
-    "index", "custom_id", "status", "output", "reasoning", "tool_calls", "choices", "finish_reason", "usage", "error",
-    "attempts",
+    "index", "custom_id", "status", "output", "parsed", "reasoning", "tool_calls", "choices", "finish_reason", "usage",
+    "error", "attempts",
 ]  # fmt: skip
 WHERE = Position(file="s3://docs/a.jsonl", line=8)
 REQUEST = RowRequest(7, "doc-7", "/v1/chat/completions", b'{"model":"m","messages":[]}', WHERE)
@@ -65,6 +65,7 @@ def test_a_dead_letter_can_be_replayed() -> None:
         "url": "/v1/chat/completions",
         "body": {"model": "m", "messages": []},
     }
+    assert letter["status"] == "errored"
     assert letter["source"] == {"file": "s3://docs/a.jsonl", "line": 8}
     assert letter["raw"] is None
     raw = BadRow(7, "row-7", WHERE, "the line is no JSON", "{" * 10_000)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.configuration import conf
-from airflow.sdk import DAG, NEVER_EXPIRE, task
+from airflow.sdk import DAG, NEVER_EXPIRE, Asset, task
 from batch_fakes import IDENTITY, part_lines, texts, write_rows
 
 from airflow_llm_provider import exceptions
@@ -25,10 +25,11 @@ from airflow_llm_provider.operators.context import NAMES, prompt_context
 from airflow_llm_provider.operators.llm_batch import LLMBatchOperator, ResultsLink
 from airflow_llm_provider.operators.marker import RunMarker
 from airflow_llm_provider.operators.paths import browse_link, result_uri
-from airflow_llm_provider.operators.reading import source_of
-from airflow_llm_provider.sources import Files
+from airflow_llm_provider.results import read_results
+from airflow_llm_provider.sources import Files, Query, source_of
 from airflow_llm_provider.storage.jsonl import JsonlSource
 from airflow_llm_provider.storage.source import ListSource
+from airflow_llm_provider.storage.spool import SpooledSource
 
 if TYPE_CHECKING:
     from pytest_mock import MockerFixture
@@ -140,6 +141,8 @@ def test_the_prompt_is_no_airflow_template() -> None:
         ([{"text": "x"}], ListSource),
         (({"text": "x"},), ListSource),
         ([], ListSource),
+        (Asset("file:///data/a.jsonl"), JsonlSource),
+        (Query("SELECT 1", conn_id="db"), SpooledSource),
     ],
 )
 def test_source_kinds(source: Any, kind: type) -> None:
@@ -150,6 +153,20 @@ def test_source_kinds(source: Any, kind: type) -> None:
 def test_sources_that_are_none(source: Any, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         source_of(source)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"sql": " ", "conn_id": "db"}, "a Query needs sql"),
+        ({"sql": "SELECT 1", "conn_id": ""}, "a Query needs conn_id"),
+        ({"sql": "SELECT 1", "conn_id": "db", "columns": "a"}, "columns must be a list of names"),
+        ({"sql": "SELECT 1", "conn_id": "db", "limit": -1}, "limit"),
+    ],
+)
+def test_queries_that_are_none(words: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        source_of(Query(**words))
 
 
 # -- where results lie
@@ -265,7 +282,7 @@ def test_runs_a_batch_and_says_what_is_in_force(
     states = States()
     manifest = task.execute(context_of(states=states))
     folder = results / "d" / "t" / "manual__x~3Ay"
-    assert manifest["counts"] == {"total": 3, "succeeded": 3, "errored": 0}
+    assert manifest["counts"] == {"total": 3, "succeeded": 3, "truncated": 0, "invalid_output": 0, "errored": 0}
     assert manifest["result_path"] == f"file://{folder}"
     assert "chunks" not in manifest
     assert json.loads(json.dumps(manifest)) == manifest
@@ -439,3 +456,71 @@ def test_files_are_rendered_in_a_copy_and_what_they_come_from_is_upstream() -> N
         each.render_template_fields({"ds": day})
         assert (each.source.paths, each.source.columns) == (f"{day}/*.csv", [day])
     assert files.paths == "{{ ds }}/*.csv"
+
+
+def test_a_query_is_rendered_as_files_are() -> None:
+    query = Query("SELECT '{{ ds }}'", conn_id="{{ ds }}", parameters={"day": "{{ ds }}"}, custom_id="{{ ds }}")
+    each = copy(operator(source=query))
+    each.render_template_fields({"ds": "2026-01-02"})
+    assert each.source == Query(
+        "SELECT '2026-01-02'", conn_id="2026-01-02", parameters={"day": "2026-01-02"}, custom_id="2026-01-02"
+    )
+    assert query.sql == "SELECT '{{ ds }}'"
+
+
+# -- what answers must be
+
+SCHEMA = {"type": "object", "properties": {"urgency": {"enum": ["low", "high"]}}, "required": ["urgency"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"output_schema": "Ticket"}, "output_schema must be"),
+        ({"output_schema": SCHEMA, "extra_body": {"response_format": {}}}, "response_format: output_schema sets it"),
+        ({"output_schema": SCHEMA, "extra_body": {"n": 2}}, "n: with output_schema a row has one answer"),
+        ({"output_schema": SCHEMA, "on_truncated": "accept"}, "half an answer fits no schema"),
+        ({"on_truncated": "ignore"}, "on_truncated is 'report' or 'accept'"),
+        ({"retry_max_tokens": 50}, "has no effect without max_tokens"),
+        ({"retry_max_tokens": 50, "max_tokens": 50}, r"retry_max_tokens \(50\) must be more than max_tokens \(50\)"),
+        ({"repair_attempts": -1}, "repair_attempts must be"),
+    ],
+)
+def test_what_is_wanted_of_answers_is_judged_when_the_dag_is_parsed(arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        operator(**arguments)
+
+
+def test_structured_output_from_end_to_end(results: Path, stub: StubVLLM, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    bodies = []
+    stub.behaviour.fault = lambda body, _: bodies.append(body)
+    manifest = operator(output_schema=SCHEMA, max_tokens=5, retry_max_tokens=50).execute(context_of())
+    assert manifest["counts"]["succeeded"] == 1
+    (row,) = read_results(manifest)
+    assert row.parsed == {"urgency": "low"}
+    (body,) = bodies
+    assert body["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert "output_schema = 'output'  [DAG]" in caplog.text
+    assert "retry_max_tokens = 50  [DAG]" in caplog.text
+    assert (results / "d" / "t").exists()
+
+
+def test_a_schema_that_the_server_is_not_told_of(results: Path, stub: StubVLLM) -> None:
+    bodies = []
+    stub.behaviour.fault = lambda body, _: bodies.append(body)
+    task = operator(output_schema=SCHEMA, constrain_output=False, repair_attempts=1, max_error_rate=1.0)
+    assert task.execute(context_of())["counts"]["invalid_output"] == 1
+    assert len(bodies) == 2
+    assert not any("response_format" in body for body in bodies)
+    assert (results / "d" / "t").exists()
+
+
+def test_whole_requests_are_sent_as_they_are_and_their_answers_checked(results: Path, stub: StubVLLM) -> None:
+    bodies = []
+    stub.behaviour.fault = lambda body, _: bodies.append(body)
+    line = {"url": "/v1/chat/completions", "body": {"model": "stub", "messages": [{"role": "user", "content": "hi"}]}}
+    task = operator(prompt=None, source=[line], output_schema=SCHEMA, repair_attempts=0, max_error_rate=1.0)
+    assert task.execute(context_of())["counts"]["invalid_output"] == 1
+    assert bodies == [line["body"]]
+    assert (results / "d" / "t").exists()

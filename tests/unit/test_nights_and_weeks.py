@@ -100,7 +100,7 @@ def test_every_moment_has_its_week(moment: Any) -> None:
 
 def manifest_of(folder: Path, **fields: Any) -> dict[str, Any]:
     return {
-        "counts": {"total": 24, "succeeded": 23, "errored": 1},
+        "counts": {"total": 24, "succeeded": 23, "truncated": 0, "invalid_output": 0, "errored": 1},
         "usage": {"prompt_tokens": 2400, "completion_tokens": 960, "cached_tokens": 0},
         "finished_at": "2025-10-21T22:20:00+00:00",
         "duration_s": 1199.6,

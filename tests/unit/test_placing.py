@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import DAG, TaskGroup, task_group
-from airflow.sdk.bases.decorator import DecoratedOperator, _TaskDecorator, task_decorator_factory
 
+from airflow_llm_provider.decorators.vllm_batch import vllm_batch_task
 from airflow_llm_provider.exceptions import ConfigurationError
 from airflow_llm_provider.operators.llm_batch import LLMBatchOperator
-from airflow_llm_provider.operators.placing import place, place_mapped, pool_in_flight
+from airflow_llm_provider.operators.placing import place, pool_in_flight
 
 try:
     from airflow.serialization.serialized_objects import DagSerialization
@@ -23,29 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 Placed = dict[str, Any]
-
-
-class Decorated(DecoratedOperator, LLMBatchOperator):
-    """What a decorator over a Python function would make of the operator."""
-
-    custom_operator_name = "@task.test_llm"
-
-    def __init__(self, *, python_callable: Callable[..., Any], op_args: Any = (), op_kwargs: Any = None, **kwargs: Any):
-        super().__init__(
-            python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs or {}, source=[], prompt="x", **kwargs
-        )
-
-
-class Decorator(_TaskDecorator):
-    """Airflow expands decorated tasks without ``partial``: a decorator of the operator places them itself."""
-
-    def _expand(self, expand_input: Any, *, strict: bool) -> Any:
-        result = super()._expand(expand_input, strict=strict)
-        mapped = result.operator
-        place_mapped(
-            self.operator_class, mapped.partial_kwargs, given=self.kwargs, dag=mapped.dag, task_group=mapped.task_group
-        )
-        return result
 
 
 def rows(text: str = "") -> list[str]:
@@ -73,13 +50,11 @@ def in_a_mapped_group(**arguments: Any) -> None:
 
 
 def decorated(**arguments: Any) -> None:
-    task_decorator_factory(rows, decorated_operator_class=Decorated, task_id="t", **arguments)()
+    vllm_batch_task(rows, task_id="t", prompt="x", **arguments)()
 
 
 def decorated_and_mapped(**arguments: Any) -> None:
-    Decorator(rows, multiple_outputs=False, operator_class=Decorated, kwargs={"task_id": "t", **arguments}).expand(
-        text=["a", "b"]
-    )
+    vllm_batch_task(rows, task_id="t", prompt="x", **arguments).expand(text=["a", "b"])
 
 
 KINDS = (plain, mapped, mapped_by_kwargs, in_a_mapped_group, decorated, decorated_and_mapped)

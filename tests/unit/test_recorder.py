@@ -10,7 +10,7 @@ from batch_fakes import HookedStore
 from airflow_llm_provider.batch.recorder import Recorder
 from airflow_llm_provider.core.chunks import ChunkPlan
 from airflow_llm_provider.core.ledger import Ledger
-from airflow_llm_provider.core.request import BadRow, Completion, Position, RowError, RowRequest, Usage
+from airflow_llm_provider.core.request import BadRow, Completion, Landing, Position, RowError, RowRequest, Status, Usage
 from airflow_llm_provider.exceptions import StorageError
 from airflow_llm_provider.storage.journal import Journal
 from airflow_llm_provider.storage.parts import Parts
@@ -28,8 +28,8 @@ def request(index: int) -> RowRequest:
     return RowRequest(index, f"doc-{index}", "/v1/chat/completions", b"{}", Position(file="f", line=index + 1))
 
 
-def answer(index: int) -> Completion:
-    return Completion(f"answer {index}", "stop", Usage(1, 2, 0))
+def answer(index: int) -> Landing:
+    return Landing(Status.SUCCEEDED, Completion(f"answer {index}", "stop", Usage(1, 2, 0)))
 
 
 class SlowStore(HookedStore):
@@ -66,10 +66,10 @@ async def test_what_settles_while_a_flush_is_in_the_thread_is_flushed_at_the_clo
     recorder, ledger = recorder_of(store, rows=4, chunk_rows=2)
     running = asyncio.create_task(recorder.run())
     for index in (0, 1):
-        recorder.succeeded(request(index), answer(index), 1)
+        recorder.landed(request(index), answer(index), 1)
     await until(store.writing.is_set)
-    recorder.succeeded(request(2), answer(2), 1)  # one chunk is being committed in the thread
-    recorder.succeeded(request(3), answer(3), 1)
+    recorder.landed(request(2), answer(2), 1)  # one chunk is being committed in the thread
+    recorder.landed(request(3), answer(3), 1)
     recorder.close()
     store.leave.set()
     await asyncio.wait_for(running, 30)
@@ -81,9 +81,9 @@ async def test_a_row_that_settles_while_its_chunk_is_being_journalled_is_journal
     store = SlowStore(str(tmp_path))
     recorder, ledger = recorder_of(store, rows=4, chunk_rows=4, flush_rows=1)
     running = asyncio.create_task(recorder.run())
-    recorder.succeeded(request(1), answer(1), 1)
+    recorder.landed(request(1), answer(1), 1)
     await until(store.writing.is_set)
-    recorder.succeeded(request(0), answer(0), 1)
+    recorder.landed(request(0), answer(0), 1)
     store.leave.set()
     recorder.close()
     await asyncio.wait_for(running, 30)
@@ -101,7 +101,7 @@ async def test_a_flush_is_due(tmp_path: Path, flush: dict[str, Any], settled: in
     recorder, ledger = recorder_of(RunStore(str(tmp_path)), rows=10, chunk_rows=10, **flush)
     running = asyncio.create_task(recorder.run())
     for index in range(settled):
-        recorder.succeeded(request(index), answer(index), 1)
+        recorder.landed(request(index), answer(index), 1)
     await until(lambda: ledger.unjournalled_rows == 0)
     assert ledger.open[0].settled.keys() == set(range(settled))
     recorder.close()
@@ -112,7 +112,7 @@ async def test_a_complete_chunk_is_committed_at_once_and_its_journal_dropped(tmp
     store = RunStore(str(tmp_path))
     recorder, ledger = recorder_of(store, rows=3, chunk_rows=2, flush_rows=1)
     running = asyncio.create_task(recorder.run())
-    recorder.succeeded(request(0), answer(0), 1)
+    recorder.landed(request(0), answer(0), 1)
     await until(lambda: ledger.unjournalled_rows == 0)
     bad = BadRow(1, "doc-1", Position(file="f", line=2), "f, line 2: the line is no JSON", "{no")
     recorder.errored(bad, RowError("malformed_row", bad.message), 0)
@@ -134,7 +134,7 @@ async def test_a_storage_failure_ends_the_recorder(tmp_path: Path) -> None:
 
     recorder, ledger = recorder_of(Full(str(tmp_path)), rows=2, chunk_rows=2)
     running = asyncio.create_task(recorder.run())
-    recorder.succeeded(request(0), answer(0), 1)
+    recorder.landed(request(0), answer(0), 1)
     recorder.close()
     with pytest.raises(StorageError, match="full"):
         await asyncio.wait_for(running, 30)

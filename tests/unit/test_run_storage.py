@@ -231,7 +231,7 @@ def test_a_commit_record_of_a_zombie_is_not_believed(store: RunStore) -> None:
     made = parts(store)
     summary = made.commit(complete(0))
     made.record()
-    lie = {**summary.as_dict(), "succeeded": 0, "errored": 3, "sha256": "0"}
+    lie = {**summary.as_dict(), "succeeded": 0, "truncated": 0, "invalid_output": 0, "errored": 3, "sha256": "0"}
     store.write(layout.commits(FOREIGN, "zzz", 0), orjson.dumps(lie) + b"\n")
     assert reloaded(store) == {0: summary}
 
@@ -493,7 +493,7 @@ def test_the_manifest_counts_and_the_xcom_is_small(store: RunStore) -> None:
     ledger = Ledger(PLAN, committed)
     assert ledger.finished
     built = manifest.build(DOCUMENT, ledger, uri=store.uri, finished_at="t", duration_s=1.23456, dead_letters=1)
-    assert built["counts"] == {"total": 7, "succeeded": 6, "errored": 1}
+    assert built["counts"] == {"total": 7, "succeeded": 6, "truncated": 0, "invalid_output": 0, "errored": 1}
     assert built["usage"] == {"prompt_tokens": 6, "completion_tokens": 12, "cached_tokens": 0}
     assert [chunk["part"] for chunk in built["chunks"]] == [layout.part(number, OURS) for number in range(3)]
     assert built["dead_letter"] == f"{store.uri}/{layout.dead_letter(OURS)}"

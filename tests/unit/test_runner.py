@@ -10,6 +10,7 @@ import pytest
 from dispatch_model import dispatcher, request
 
 from airflow_llm_provider.batch.runner import Runner
+from airflow_llm_provider.core.answers import AnswerRules
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.core.row_queue import Ticket
 from airflow_llm_provider.core.spread import Spread
@@ -43,7 +44,7 @@ class Client:
 
 
 def runner_of(*made: Dispatcher) -> Runner:
-    nothing: Any = SimpleNamespace(totals=SimpleNamespace(errored=0))
+    nothing: Any = SimpleNamespace(totals=SimpleNamespace(failed=0))
     client: Any = Client()
     return Runner(
         clients=[(client, None) for _ in made],
@@ -51,6 +52,7 @@ def runner_of(*made: Dispatcher) -> Runner:
         spread=Buggy(made, made[0]._queue, limit=4),
         recorder=nothing,
         ledger=nothing,
+        answers=AnswerRules(),
         tolerance=nothing,
         served=ServedModel("m", None, None),
         request_prefix="run",

@@ -92,7 +92,13 @@ def check_landed(folder: Path, manifest: dict[str, Any], said: str = "Say: text 
     assert all(f"{said}{line['index']}" in line["output"] for line in lines if line["status"] == "succeeded")
     letters = [json.loads(line)["index"] for line in dead_letter(folder).read_bytes().splitlines()]
     assert letters == [2, 5]
-    assert manifest["counts"] == {"total": ROWS, "succeeded": ROWS - 2, "errored": 2}
+    assert manifest["counts"] == {
+        "total": ROWS,
+        "succeeded": ROWS - 2,
+        "truncated": 0,
+        "invalid_output": 0,
+        "errored": 2,
+    }
     assert manifest == json.loads((folder / "manifest.json").read_bytes())
     for each in manifest["chunks"]:
         assert hashlib.sha256((folder / each["part"]).read_bytes()).hexdigest() == each["sha256"]
@@ -155,7 +161,13 @@ def test_an_input_without_rows_has_one_share_and_an_empty_manifest(
     empty = job_of(stub, write_rows(tmp_path / "empty.jsonl", []))
     assert plan(empty, folder) == [0]
     assert work(empty, folder, 0)["counts"]["total"] == 0
-    assert end(empty, folder)["counts"] == {"total": 0, "succeeded": 0, "errored": 0}
+    assert end(empty, folder)["counts"] == {
+        "total": 0,
+        "succeeded": 0,
+        "truncated": 0,
+        "invalid_output": 0,
+        "errored": 0,
+    }
 
 
 def test_an_unfinished_run_is_not_assembled(job: BatchJob, folder: Path) -> None:
@@ -378,7 +390,13 @@ def test_a_share_whose_first_rows_are_bad_goes_on_where_the_run_bears_it(
     rows[500:900:2] = [b"{no json"] * 200
     job = job_of(stub, write_rows(tmp_path / "rows.jsonl", rows), tolerance=Tolerance(0.2), chunk_rows=100)
     plan(job, folder, shares=2)
-    assert work(job, folder, 1)["counts"] == {"total": 500, "succeeded": 300, "errored": 200}
+    assert work(job, folder, 1)["counts"] == {
+        "total": 500,
+        "succeeded": 300,
+        "truncated": 0,
+        "invalid_output": 0,
+        "errored": 200,
+    }
     with pytest.raises(TooManyErrorsError, match="Stopped early"):
         run(job, RunStore(str(tmp_path / "alone")))
 

@@ -47,7 +47,13 @@ def work_in_shifts(stub: StubVLLM, tmp_path: Path, *, shift_s: float, **changes:
         ended = outcome_of(one)
         shifts.append(one.requested(stub))
         if not isinstance(ended, RunHeld):
-            assert ended["counts"] == {"total": ROWS, "succeeded": ROWS, "errored": 0}
+            assert ended["counts"] == {
+                "total": ROWS,
+                "succeeded": ROWS,
+                "truncated": 0,
+                "invalid_output": 0,
+                "errored": 0,
+            }
             return shifts
         assert (ended.hold.cause, ended.hold.yields) == (Cause.SHIFT, False)
     raise AssertionError("it never ends")
@@ -140,7 +146,7 @@ def test_a_row_that_fails_in_each_shift_ends(stub: StubVLLM, tmp_path: Path) -> 
         assert not attempts.read(replace(job, try_number=2), RunStore(str(tmp_path / "run")))
         assert not attempts.read(replace(job, epoch=1), RunStore(str(tmp_path / "run")))
     assert len(ended) == 3
-    assert ended[-1]["counts"] == {"total": 6, "succeeded": 5, "errored": 1}
+    assert ended[-1]["counts"] == {"total": 6, "succeeded": 5, "truncated": 0, "invalid_output": 0, "errored": 1}
     (errored,) = (line for line in part_lines(tmp_path / "run") if line["status"] == "errored")
     assert (errored["index"], errored["attempts"], errored["error"]["kind"]) == (3, 3, "timeout")
     assert not (tmp_path / "run" / layout.ATTEMPTS).exists()

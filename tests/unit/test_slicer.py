@@ -488,7 +488,11 @@ def test_a_run_whose_boundaries_cannot_be_asked_about_ends_well(
     with Simulated(speed=SPEED, mean_output_tokens=1200, max_num_seqs=8) as server:
         lines = lines_of(server, tmp_path / "run", source, HEADROOM)
     assert asked > works
-    assert [line["status"] for line in lines] == ["succeeded"] * 12
+    assert {(line["status"], line["finish_reason"]) for line in lines} <= {
+        ("succeeded", "stop"),
+        ("truncated", "length"),
+    }
+    assert len(lines) == 12
 
 
 def test_a_dedicated_run_is_not_sliced(tmp_path: Path) -> None:

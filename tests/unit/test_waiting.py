@@ -132,7 +132,7 @@ def test_what_the_trigger_is_told_of_the_hold(
 
 def test_released_it_runs_like_any_other_try(connect: Any) -> None:
     manifest = operator().resume(context_of(), {"event": "released", "reason": "the window is open"})
-    assert manifest["counts"] == {"total": 1, "succeeded": 1, "errored": 0}
+    assert manifest["counts"] == {"total": 1, "succeeded": 1, "truncated": 0, "invalid_output": 0, "errored": 0}
     assert manifest["release"]["placement"] == "dedicated"
 
 

@@ -88,7 +88,7 @@ def test_a_server_stopped_in_the_middle_costs_no_row_and_no_try(
     with start(*FLAGS, port=urlsplit(server.url).port):
         assert airflow.rest.wait_for_run("real", run_id, timeout_s=600) == "success"
     manifest = airflow.rest.xcom("real", run_id, "batch")
-    assert manifest["counts"] == {"total": ROWS, "succeeded": ROWS, "errored": 0}
+    assert manifest["counts"] == {"total": ROWS, "succeeded": ROWS, "truncated": 0, "invalid_output": 0, "errored": 0}
     assert manifest["served"]["is_vllm"] is True
     lines = [json.loads(line) for part in sorted(results.glob("part-*")) for line in part.read_text().splitlines()]
     assert [line["index"] for line in lines] == list(range(ROWS))

@@ -26,7 +26,7 @@ def test_every_row_lands_once(tmp_path: Path) -> None:
         manifest = run(job_of(server, source, max_in_flight=8), RunStore(f"file://{tmp_path}/run"))
         assert server.received > 40
         assert server.in_flight == 0
-    assert manifest["counts"] == {"total": 40, "succeeded": 40, "errored": 0}
+    assert manifest["counts"] == {"total": 40, "succeeded": 40, "truncated": 0, "invalid_output": 0, "errored": 0}
     assert manifest["served"]["model"] == "sim"
     lines = part_lines(tmp_path / "run")
     assert [line["index"] for line in lines] == list(range(40))
