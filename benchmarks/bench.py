@@ -21,7 +21,7 @@ from airflow_llm_provider.core.release import Terms
 from airflow_llm_provider.core.tolerance import Tolerance
 from airflow_llm_provider.endpoint.settings import EndpointSettings
 from airflow_llm_provider.operators.reading import CHUNK_ROWS, FLUSH_INTERVAL_S, FLUSH_ROWS, MAX_ATTEMPTS
-from airflow_llm_provider.storage.formats import source_for
+from airflow_llm_provider.sources import Query, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +66,28 @@ def write_parquet(path: Path, rows: int, *, first: int, row_bytes: int) -> None:
             file.write_table(pa.table([[f"doc-{number}" for number in numbers], texts], schema=schema))
 
 
+def write_table(url: str, folder: Path, rows: int, *, row_bytes: int) -> Path:
+    """The same as a table of a PostgreSQL, which Airflow knows as `bench`, with texts that do not compress well.
+
+    Returns:
+        A file with the query that gives them.
+    """
+    import psycopg2  # type: ignore[import-untyped]  # noqa: PLC0415 - of the group `distributed`
+
+    address = url.replace("postgresql+psycopg2", "postgresql")
+    with psycopg2.connect(address) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE rows AS SELECT 'doc-' || n AS custom_id, "
+            "(SELECT string_agg(md5(n::text || '-' || k), '') FROM generate_series(1, %s) AS k) AS text "
+            "FROM generate_series(0, %s) AS n",
+            [max(1, row_bytes // 32), rows - 1],
+        )
+    os.environ["AIRFLOW_CONN_BENCH"] = address.replace("postgresql://", "postgres://")
+    file = folder / "rows.sql"
+    file.write_text("SELECT custom_id, text FROM rows")
+    return file
+
+
 @contextmanager
 def stub_server(log: Path | None = None, *, delay_s: float = 0.0) -> Iterator[str]:
     """The stub in another process, so that its CPU time is not ours. Yields its base URL.
@@ -93,7 +115,7 @@ def make_job(url: str, rows: Path, *, max_in_flight: int, chunk_rows: int = CHUN
         endpoint=EndpointSettings(base_urls=(url,)),
         requests=RequestSpec(prompt="{{ row.text }}", parameters=PARAMETERS),
         model=None,
-        source=source_for([str(rows)]),
+        source=source_of(Query(rows.read_text(), conn_id="bench") if rows.suffix == ".sql" else rows),
         chunk_rows=chunk_rows,
         terms=Terms(limit=max_in_flight),
         tolerance=Tolerance(0.0),

@@ -7,6 +7,7 @@ Airflow's worker has that behind it when a task begins.
 
     python -m benchmarks.flat_memory
     python -m benchmarks.flat_memory --rows 10000000 --kill-at 9900000 --early 1000000 --files 10 --row-bytes 100
+    python -m benchmarks.flat_memory --rows 2000000 --kill-at 1900000 --early 200000 --query  # a table of PostgreSQL's
     python -m benchmarks.flat_memory --rows 400 --row-bytes 5000000 --in-flight 8 --whole    # few, large, not killed
 """
 
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from airflow_llm_provider.storage.store import RunStore
-from benchmarks.bench import stub_server, write_parquet, write_rows
+from benchmarks.bench import stub_server, write_parquet, write_rows, write_table
+from tools.postgres import Postgres
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,15 +95,19 @@ class Input:
         files: how many they are spread over.
         row_bytes: see `write_rows`.
         parquet: whether they are Parquet's.
+        database: a PostgreSQL server whose table they are, instead.
     """
 
     rows: int
     files: int = 1
     row_bytes: int | None = None
     parquet: bool = False
+    database: str | None = None
 
     def write(self, folder: Path) -> Path:
-        """Write it to `folder`; returns the files' glob."""
+        """Write it to `folder`; returns the files' glob, or the file of the query that gives them."""
+        if self.database is not None:
+            return write_table(self.database, folder, self.rows, row_bytes=self.row_bytes or PARQUET_ROW_BYTES)
         for number in range(self.files):
             begins, ends = number * self.rows // self.files, (number + 1) * self.rows // self.files
             if self.parquet:
@@ -271,11 +277,20 @@ def main() -> None:
     parser.add_argument("--row-bytes", type=int, help="of a line of the input, about")
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--parquet", action="store_true", help="the input is Parquet, in row groups of 10,000")
+    parser.add_argument(
+        "--query", action="store_true", help="the input is a table of a PostgreSQL (make test-distributed)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--whole", action="store_true", help="one try, which nobody kills, and its memory at most")
     options = parser.parse_args()
-    read = Input(rows=options.rows, files=options.files, row_bytes=options.row_bytes, parquet=options.parquet)
-    with tempfile.TemporaryDirectory(prefix="llm-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="llm-bench-") as folder, ExitStack() as stack:
+        read = Input(
+            rows=options.rows,
+            files=options.files,
+            row_bytes=options.row_bytes,
+            parquet=options.parquet,
+            database=stack.enter_context(Postgres()).url if options.query else None,
+        )
         if options.whole:
             print(measure_whole(Path(folder), read, in_flight=options.in_flight))
             return

@@ -32,6 +32,7 @@ with DAG(
         prompt="{{ row.text }}\n\nOne of invoice, letter, contract, other:",
         temperature=0.0,
         max_tokens=4,
+        on_truncated="accept",  # a word is enough
         placement="dedicated",
         shares=64,  # many more than workers: Airflow's own queue balances them
         tasks_at_once=8,

@@ -28,6 +28,7 @@ with DAG(
         prompt="{{ row.text }}\n\nFive keywords for this document, separated by commas:",
         temperature=0.0,
         max_tokens=40,
+        on_truncated="accept",  # so many keywords will do
         chunk_rows=5000,
         placement="dedicated",  # no window, no objective, and a limit that fills the server
     )

@@ -36,6 +36,7 @@ with DAG(
         prompt="{{ row.text }}\n\nIs this about billing, delivery, a fault or something else? Answer in one word.",
         temperature=0.0,
         max_tokens=4,
+        on_truncated="accept",  # a word is enough
         workload="scheduled-batch",  # the default: last in every queue
         placement="shared",  # keeps slots free for real-time, gives way to it, waits while it is not well
         pool_slots=1,  # each team's task counts so much against the pool that all DAGs share

@@ -88,6 +88,8 @@ def _open(hook: Any, sql: str, parameters: Parameters, stack: ExitStack) -> tupl
         return [str(each[0]) for each in cursor.description or ()], cursor
     stack.callback(engine.dispose)
     connection = stack.enter_context(engine.connect())
+    if isinstance(parameters, list):  # which SQLAlchemy takes for the parameters of many executions
+        parameters = tuple(parameters)
     streaming = connection.execution_options(stream_results=True, max_row_buffer=FETCH_ROWS, no_parameters=True)
     result = stack.enter_context(closing(streaming.exec_driver_sql(sql, parameters)))
     return [*map(str, result.keys())] if result.returns_rows else [], result

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import orjson
 
@@ -17,7 +17,7 @@ from airflow_llm_provider.core.identity import RunIdentity
 from airflow_llm_provider.exceptions import ForeignRunError
 from airflow_llm_provider.storage.layout import FORMAT_VERSION
 
-State = Literal["clearing", "open"]
+State = Literal["clearing", "open", "reopening"]
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 
@@ -29,7 +29,8 @@ class RunDocument:
     Attributes:
         identity: whose run it is.
         generation: 1, and one more with each restart.
-        state: ``clearing`` while a restart removes what the generation before left, then ``open``.
+        state: ``clearing`` while a restart removes what the generation before left, then ``open``; ``reopening`` while
+            a finished run is opened again for a replay.
         fingerprint: of everything that shapes an answer; in the name of every part.
         shaping: what was fingerprinted, readable, so that a mismatch can say what changed.
         served: what served the model at the beginning: ``model``, ``root``, ``version``, ``is_vllm``.
@@ -38,6 +39,8 @@ class RunDocument:
         created_at: UTC, ISO 8601.
         shares: how many tasks share the chunks; 1: one does all.
         epoch: of the task that planned the shares; None where there are none.
+        replays: what was asked for again since it was finished first: ``at``, ``statuses``, ``rows``, and what had
+            ``changed`` until then, in words.
     """
 
     identity: RunIdentity
@@ -51,9 +54,10 @@ class RunDocument:
     created_at: str
     shares: int = 1
     epoch: int | None = None
+    replays: tuple[dict[str, Any], ...] = ()
 
     def opened(self) -> RunDocument:
-        """The same document once clearing is done."""
+        """The same document once clearing, or reopening, is done."""
         return replace(self, state="open")
 
     def encode(self) -> bytes:
@@ -71,6 +75,7 @@ class RunDocument:
                 "plan": self.plan.as_dict(),
                 "created_at": self.created_at,
                 **({"shares": self.shares, "epoch": self.epoch} if self.epoch is not None else {}),
+                **({"replays": self.replays} if self.replays else {}),
             },
             option=orjson.OPT_APPEND_NEWLINE,
         )
@@ -99,6 +104,7 @@ class RunDocument:
                     created_at=document["created_at"],
                     shares=int(document.get("shares", 1)),
                     epoch=document.get("epoch"),
+                    replays=tuple(document.get("replays", ())),
                 )
         except (ValueError, KeyError, TypeError) as error:
             raise ForeignRunError(
@@ -119,7 +125,7 @@ def _check(document: dict[str, Any]) -> None:
     """
     if not _FINGERPRINT.fullmatch(document["fingerprint"]):
         raise ValueError("its fingerprint is none")
-    if document["state"] not in ("clearing", "open"):
+    if document["state"] not in get_args(State):
         raise ValueError(f"its state is {document['state']!r}")
     if datetime.fromisoformat(document["created_at"]).tzinfo is None:
         raise ValueError("created_at names no zone")

@@ -44,6 +44,7 @@ def build(
         "result_path": uri,
         "parts": f"{uri}/part-*-{document.fingerprint}.jsonl",
         "dead_letter": f"{uri}/{layout.dead_letter(document.fingerprint)}" if dead_letters else None,
+        "replays": list(document.replays),
         "chunks": [
             {"part": layout.part(number, document.fingerprint), **summary.as_dict()}
             for number, summary in sorted(ledger.committed.items())

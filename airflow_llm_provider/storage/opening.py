@@ -155,7 +155,7 @@ def finish_clearing(store: RunStore, document: RunDocument) -> RunDocument:
     # The manifest goes first: while it stands, readers may rely on what it names.
     if _generation(store) != document.generation:
         store.delete([layout.MANIFEST])
-    store.delete([layout.PROGRESS, layout.TRIES, layout.ATTEMPTS])
+    store.delete([layout.PROGRESS, layout.TRIES, layout.ATTEMPTS, layout.BEFORE])
     listing = store.list("")
     store.delete(_foreign(listing, document.fingerprint))
     store.delete(name for name in listing if name.startswith(layout.SHARES) and layout.for_resumes(name) is None)
@@ -208,7 +208,8 @@ def _foreign(listing: Iterable[str], fingerprint: str) -> list[str]:
 def _needed_no_more(name: str, fingerprint: str) -> bool:
     if name.startswith(layout.INPUT) or (name.startswith(layout.SHARES) and layout.for_resumes(name) is None):
         return True  # rows that have all landed; a share's lease and progress
-    return name in (layout.LEASE, layout.TRIES, layout.ATTEMPTS) or layout.for_resumes(name) == fingerprint
+    notes = (layout.LEASE, layout.TRIES, layout.ATTEMPTS, layout.BEFORE)
+    return name in notes or layout.for_resumes(name) == fingerprint
 
 
 def _beginning(document: RunDocument) -> tuple[int, str, str]:

@@ -24,7 +24,7 @@ from airflow_llm_provider.endpoint.load import GENERATED, RUNNING, WAITING
 from benchmarks.colocation.log_tail import log_tail
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 _ROOT = Path(__file__).resolve().parents[2]
 _API_KEY = "sk-colocation"
@@ -91,23 +91,25 @@ class Server:
 
 
 @contextmanager
-def vllm(slots: int, log: Path) -> Iterator[Server]:
-    """A real vLLM on CPU with the tiny model of `tools/vllm`, scheduled by priority.
+def vllm(slots: int, log: Path, *, model: Path | None = None, more: Sequence[str] = ()) -> Iterator[Server]:
+    """A real vLLM on CPU, scheduled by priority.
+
+    Args:
+        slots: its ``--max-num-seqs``.
+        log: gets what it says.
+        model: a folder to serve; None: the tiny random model of `tools/vllm`, which is made where it is not there.
+        more: further flags.
 
     Raises:
         RuntimeError: it is not installed, or did not start.
     """
-    venv, model = _ROOT / ".venv-vllm", _ROOT / ".run" / "tiny-llama"
+    venv = _ROOT / ".venv-vllm"
     if not (venv / "installed.lock").exists():
         raise RuntimeError("There is no vLLM in .venv-vllm. Run: make .venv-vllm/.installed")
-    if not model.exists():
-        model.parent.mkdir(exist_ok=True)
-        half = model.with_suffix(".half")
-        subprocess.run([venv / "bin" / "python", _ROOT / "tools" / "vllm" / "make_tiny_model.py", half], check=True)
-        half.rename(model)
+    model = model or made(_ROOT / ".run" / "tiny-llama", "make_tiny_model.py")
     port = _free_port()
     flags = ["--enforce-eager", "--scheduling-policy", "priority", "--max-num-seqs", str(slots), "--api-key", _API_KEY]
-    flags += ["--enable-per-request-metrics", "--disable-uvicorn-access-log"]
+    flags += ["--enable-per-request-metrics", "--disable-uvicorn-access-log", *more]
     command = ["bash", str(_ROOT / "tools" / "vllm" / "serve.sh"), str(venv), str(model), str(port), *flags]
     environment = {**os.environ, "MAX_MODEL_LEN": str(MAX_MODEL_LEN), "VLLM_LOG": str(log)}
     started = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False, timeout=400)
@@ -121,6 +123,24 @@ def vllm(slots: int, log: Path) -> Iterator[Server]:
     finally:
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
+
+
+def made(folder: Path, tool: str, *arguments: str) -> Path:
+    """A model's folder, made by a tool of `tools/vllm` where it is not there.
+
+    Raises:
+        RuntimeError: it could not be made.
+    """
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(exist_ok=True)
+    half = folder.with_suffix(".half")
+    python = str(_ROOT / ".venv-vllm" / "bin" / "python")
+    command = [python, str(_ROOT / "tools" / "vllm" / tool), *arguments, str(half)]
+    if subprocess.run(command, check=False).returncode:
+        raise RuntimeError(f"{tool} could not make {folder}; see above")
+    half.rename(folder)
+    return folder
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def test_parameters_go_in_the_drivers_style_and_a_percent_sign_without_any_is_on
 
 def test_they_stream_from_a_cursor_on_the_server(database: str) -> None:
     """The first row is there while the statement is not through: it would fail at its last one."""
-    rows = stream("crm", "SELECT 1 / (%(last)s - id) AS x, id FROM tickets ORDER BY id", {"last": ROWS - 1})
+    rows = stream("crm", "SELECT 1 / (%(last)s - id) AS x, id FROM tickets", {"last": ROWS - 1})
     assert next(rows)["id"] == 0
     with psycopg2.connect(database) as other, other.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'")
@@ -105,7 +105,7 @@ def test_what_is_left_in_the_middle_is_closed(database: str) -> None:
         ("crm", "SELEC 1", SourceError, "The query on crm is refused: .*syntax error"),
         ("crm", "SELECT x FROM missing", SourceError, 'relation "missing" does not exist'),
         ("crm", "SELECT 1 AS a, 2 AS a", SourceError, "two columns of one name: a, a"),
-        ("crm", "CREATE TEMP TABLE t (x int)", SourceError, "gives no rows"),
+        ("crm", "CREATE TEMP TABLE t (x int)", SourceError, "The query on crm is refused: .*CREATE"),
         ("nowhere", "SELECT 1", SourceUnavailableError, "The query on nowhere failed: .*The next try asks again"),
         ("missing", "SELECT 1", ConnectionMissingError, "connection missing is not known"),
         ("model", "SELECT 1", ConfigurationError, "is no DbApiHook"),

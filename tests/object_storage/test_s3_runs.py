@@ -8,8 +8,10 @@ import secrets
 import threading
 import time
 from contextlib import suppress
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
 import pytest
 from batch_fakes import KilledStore, Try, job_of, run, texts
 from file_fakes import ENDINGS, rows, write
@@ -25,9 +27,11 @@ from airflow_llm_provider.exceptions import (
     StaleRunError,
     StorageError,
 )
-from airflow_llm_provider.operators.reading import source_of
+from airflow_llm_provider.sources import source_of
 from airflow_llm_provider.storage import layout
 from airflow_llm_provider.storage.jsonl import JsonlSource
+from airflow_llm_provider.storage.sink_parquet import ParquetSink
+from airflow_llm_provider.storage.spool import SpooledSource
 from airflow_llm_provider.storage.store import RunStore, read_all
 from airflow_llm_provider.testing import Fault, StubVLLM
 from tools.s3_servers import Said, connect
@@ -319,3 +323,34 @@ def test_a_source_of_every_format_resumes_in_the_middle(
     inputs.write(f"b.{ending}", (tmp_path / f"a.{ending}").read_bytes())
     with pytest.raises(SourceError, match=r"b\..* has changed since this run began"):
         run(job_of(stub, source_of(pattern)), store)
+
+
+def test_rows_that_can_be_had_once_are_kept_there(
+    stub: StubVLLM, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle, the run goes on with the rows that it began with; then nothing of them is left."""
+    monkeypatch.setattr("airflow_llm_provider.storage.spool.OBJECT_BYTES", 200)
+    calls = []
+
+    def asked() -> Iterator[dict[str, Any]]:
+        calls.append(1)
+        yield from ({"custom_id": f"{len(calls)}-{number}", "text": f"row {number}"} for number in range(30))
+
+    def job() -> BatchJob:
+        source = SpooledSource(asked, name="rows", spec="rows")
+        return job_of(stub, source, max_in_flight=1, flush_rows=2, sinks=(ParquetSink(columns=["text"]),))
+
+    first = KilledStore(store.uri, at=20, how="after")
+    with suppress(StorageError):
+        run(job(), first)
+    assert 0 < len(first.kept) < 30
+    again = Try(job(), store)
+    assert again()["counts"]["succeeded"] == 30
+    assert len(calls) == 1
+    assert not first.kept & set(again.requested(stub))
+    there = whole(store)
+    parts = [line for name, data in sorted(there.items()) if name.startswith("part-") for line in data.splitlines()]
+    assert [json.loads(line)["custom_id"] for line in parts] == [f"1-{number}" for number in range(30)]
+    tables = [pq.read_table(BytesIO(data)) for name, data in sorted(there.items()) if name.startswith("results-")]
+    assert [row["text"] for table in tables for row in table.to_pylist()] == [f"row {number}" for number in range(30)]
+    assert not [name for name in there if name.startswith(layout.INPUT)]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from test_kills import wait_for
+from test_operator import log_of
 
 
 @pytest.mark.timeout(300)
@@ -36,7 +37,7 @@ def test_functions_schemas_and_sinks(llm_airflow, llm_stub, tmp_path: Path) -> N
     states = {(each.task_id, each.map_index): each for each in rest.tasks("answers", run_id)}
     assert states.pop(("an_asset", -1)).state == "failed"
     assert {each.state for each in states.values()} == {"success"}
-    assert "no file matches" in rest.task_log_text("answers", run_id, "an_asset", try_number=1)
+    assert "no file matches" in log_of(llm_airflow, "answers", run_id, "an_asset", try_number=1)
 
     assert states["structured", -1].try_number == 2
     assert (tmp_path / "calls").read_text() == "x", "the function was called again"
@@ -49,14 +50,20 @@ def test_functions_schemas_and_sinks(llm_airflow, llm_stub, tmp_path: Path) -> N
     assert {row["parsed"]["severity"] for row in rows} == {"low"}
     assert all(row["text"].endswith(f" {row['index']}") for row in rows)
     (output,) = folder.glob("output-*.jsonl")
-    said = [json.loads(line)["response"]["body"]["choices"][0]["message"]["content"] for line in output.open()]
+    said = [
+        json.loads(line)["response"]["body"]["choices"][0]["message"]["content"]
+        for line in output.read_text().splitlines()
+    ]
     assert said == ['{"severity":"low","words":0}'] * 40
     assert not (folder / "_run" / "input").exists()
 
     for index, word in enumerate(("one", "two")):
         mapped = rest.xcom("answers", run_id, "mapped", map_index=index)
         (part,) = Path(mapped["result_path"].removeprefix("file://")).glob("part-*.jsonl")
-        assert [json.loads(line)["output"] for line in part.open()] == [f"echo: Say {word}", f"echo: Say {word} again"]
+        assert [json.loads(line)["output"] for line in part.read_text().splitlines()] == [
+            f"echo: Say {word}",
+            f"echo: Say {word} again",
+        ]
 
     group = rest.xcom("answers", run_id, "group.assemble")
     parts = sorted(Path(group["result_path"].removeprefix("file://")).glob("results-*.parquet"))

@@ -17,8 +17,7 @@ from pypdf import PdfWriter
 
 from airflow_llm_provider.core.prompt import RequestSpec
 from airflow_llm_provider.exceptions import ConfigurationError, DuplicateIdError, SourceError, StorageError
-from airflow_llm_provider.operators.reading import source_of
-from airflow_llm_provider.sources import Files
+from airflow_llm_provider.sources import Files, source_of
 from airflow_llm_provider.storage import text_lines
 from airflow_llm_provider.storage.file_source import FileSource, parsed
 from airflow_llm_provider.storage.formats import format_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +33,12 @@ def note(folder: str) -> int:
     return calls.stat().st_size
 
 
-with DAG(dag_id="answers", schedule=None, params={"folder": Param("", type="string")}):
+with DAG(
+    dag_id="answers",
+    schedule=None,
+    params={"folder": Param("", type="string")},
+    default_args={"retry_delay": timedelta(seconds=0.1)},
+):
 
     @task
     def words() -> list[str]:
