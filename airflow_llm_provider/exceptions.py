@@ -12,6 +12,7 @@
     │   ├── RunMissingError          a run must lie there and does not: nothing is started afresh
     │   ├── UnfinishedSharesError    a run that tasks share is to be assembled before all of them are through
     │   ├── EndpointRefusedError     the endpoint is up and says no: key, model or route
+    │   ├── SinkError                all rows have landed, and cannot be written as a sink wants them
     │   ├── TooManyErrorsError       more rows failed than the run tolerates
     │   └── FruitlessTriesError      tries in a row brought the run nowhere
     └── RetryLaterError              the next try may well succeed and goes on where this one stopped
@@ -66,6 +67,10 @@ class UnfinishedSharesError(NoRetryError):
 
 class EndpointRefusedError(NoRetryError):
     """The endpoint answered and refused: bad API key, unknown model, no such route, untrusted certificate."""
+
+
+class SinkError(NoRetryError):
+    """All rows have landed, and what a sink makes of them cannot be written; without the sink the run is finished."""
 
 
 class TooManyErrorsError(NoRetryError):

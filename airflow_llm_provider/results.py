@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from airflow_llm_provider.exceptions import ConfigurationError, StaleRunError, StorageError
 from airflow_llm_provider.storage import layout
+from airflow_llm_provider.storage.sink import landed_lines
 from airflow_llm_provider.storage.store import RunStore
 
 if TYPE_CHECKING:
@@ -92,11 +93,7 @@ def read_results(manifest: Mapping[str, Any], output_schema: Any = None) -> Iter
     store, there = _open(manifest)
     adapter = None if output_schema is None else TypeAdapter(output_schema)
     for chunk in there["chunks"]:
-        data = store.read(chunk["part"])
-        lines = [] if data is None else data.splitlines()
-        if len(lines) != chunk["rows"]:
-            raise StorageError(f"{store.uri}/{chunk['part']} has {len(lines):,} of its {chunk['rows']:,} rows")
-        for line in lines:
+        for line in landed_lines(store, chunk["part"], rows=chunk["rows"]):
             row = orjson.loads(line)
             parsed = row.get("parsed")  # runs of before there was a schema have none
             if adapter is not None and row["status"] == "succeeded":

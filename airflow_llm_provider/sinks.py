@@ -64,12 +64,33 @@ class OpenAIBatch:
         return OpenAISink()
 
 
+def check_columns(sinks: Sequence[Parquet | OpenAIBatch], source: Any) -> None:
+    """Whether rows have the fields that sinks show, as far as the DAG says which they have.
+
+    Raises:
+        ConfigurationError: they have not.
+    """
+    taken = getattr(source, "columns", None)
+    if taken is None:
+        return
+    for sink in sinks:
+        if isinstance(sink, Parquet) and (missing := [name for name in sink.columns if name not in taken]):
+            label = getattr(source, "custom_id", None)
+            hint = f" ({label} is the rows' label: the column custom_id has it)" if label in missing else ""
+            raise ConfigurationError(
+                f"sinks: Parquet shows {', '.join(missing)}, which is not among the columns that the source takes: "
+                f"{', '.join(taken)}{hint}"
+            )
+
+
 def sinks_of(sinks: Any) -> tuple[Parquet | OpenAIBatch, ...]:
     """What an operator's ``sinks`` names.
 
     Raises:
         ConfigurationError: when it is none, or one of a kind too many.
     """
+    if sinks is None:
+        return ()
     words = tuple(sinks) if isinstance(sinks, list | tuple) else (sinks,)
     for each in words:
         if not isinstance(each, Parquet | OpenAIBatch):

@@ -6,21 +6,29 @@ Owns the words, and which source each of them opens. How files are read, and row
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
-from airflow.sdk import Asset
+from airflow.sdk import Asset, ObjectStoragePath, XComArg
 
-from airflow_llm_provider.exceptions import ConfigurationError
+from airflow_llm_provider.core.identity import canonical
+from airflow_llm_provider.exceptions import ConfigurationError, SourceError
+from airflow_llm_provider.hooks.compat import ResolveMixin
 from airflow_llm_provider.hooks.query import stream
 from airflow_llm_provider.storage.file_source import Selection
 from airflow_llm_provider.storage.formats import check_words, source_for
+from airflow_llm_provider.storage.plain_values import plain
 from airflow_llm_provider.storage.source import ListSource
 from airflow_llm_provider.storage.spool import SpooledSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from airflow.sdk import Context
 
     from airflow_llm_provider.core.chunks import Chunk
     from airflow_llm_provider.storage.file_source import FileSource
@@ -29,10 +37,22 @@ if TYPE_CHECKING:
     from airflow_llm_provider.storage.store import RunStore
 
 
-class Words:
-    """What a DAG says of an input: values, some of them templated."""
+class Words(ResolveMixin):
+    """What a DAG says of an input: values, some of them templated, some perhaps other tasks' outputs."""
 
     template_fields: Sequence[str] = ()
+
+    def iter_references(self) -> Iterable[tuple[Any, str]]:
+        """Airflow asks it what the words come from."""
+        for name in self.template_fields:
+            yield from XComArg.iter_xcom_references(getattr(self, name))
+
+    def resolve(self, context: Context) -> Self:
+        """Airflow asks it for the words, rendered: a copy, since tasks and tries may share it."""
+        rendered, task = copy(self), context["task"]
+        for name in self.template_fields:
+            setattr(rendered, name, task.render_template(getattr(self, name), context))
+        return rendered
 
     def __repr__(self) -> str:
         """The same for the same words: a DAG's version is told by it."""
@@ -99,11 +119,8 @@ class Files(Words):
             ConnectionMissingError: a path names a connection that Airflow does not know.
         """
         del most_rows  # counted when they are scanned
-        paths: Any = self.paths
-        if isinstance(paths, str) or hasattr(paths, "__fspath__"):
-            paths = [str(paths)]
-        patterns = list(paths) if isinstance(paths, Sequence) else []
-        if not patterns or not all(isinstance(each, str) and each.strip() for each in patterns):
+        patterns = _paths_of(self.paths)
+        if not patterns or not all(each.strip() for each in patterns):
             raise ConfigurationError(f"source: {self!r} names no files")
         return source_for(patterns, _selection(self), format=self.format, delimiter=self.delimiter)
 
@@ -153,6 +170,13 @@ class Query(Words):
         self.limit = limit
         Selection(limit=limit)
 
+    def __repr__(self) -> str:
+        """As of all words; parameters may be nobody's to read."""
+        shown = copy(self)
+        if self.parameters is not None:
+            shown.parameters = [*self.parameters] if isinstance(self.parameters, Mapping) else ["…"]
+        return super(Query, shown).__repr__()
+
     def open(self, *, most_rows: int | None = None) -> SpooledSource:
         """What asks for them.
 
@@ -162,7 +186,7 @@ class Query(Words):
         for name in ("sql", "conn_id"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name).strip():
                 raise ConfigurationError(f"source: a Query needs {name}, and has {getattr(self, name)!r}")
-        asked = {"sql": self.sql, "conn_id": self.conn_id, "parameters": self.parameters}
+        asked = {"sql": self.sql, "conn_id": self.conn_id, "parameters": digest_of(self.parameters)}
         return SpooledSource(
             lambda: stream(self.conn_id, self.sql, self.parameters),
             name=f"the query on {self.conn_id}",
@@ -178,15 +202,17 @@ class Returned(Words):
     Args:
         call: calls it.
         name: the function's.
+        arguments: what it is called with.
     """
 
-    def __init__(self, call: Callable[[], Any], *, name: str) -> None:
+    def __init__(self, call: Callable[[], Any], *, name: str, arguments: Any) -> None:
         self.call = call
         self.name = name
+        self.arguments = arguments
 
     def open(self, *, most_rows: int | None = None) -> FunctionSource:
         """What calls it."""
-        return FunctionSource(self.call, name=self.name, most_rows=most_rows)
+        return FunctionSource(self.call, name=self.name, arguments=self.arguments, most_rows=most_rows)
 
 
 class FunctionSource:
@@ -197,12 +223,16 @@ class FunctionSource:
     Args:
         call: calls it.
         name: the function's.
+        arguments: what it is called with, beside Airflow's context.
         most_rows: see `source_of`.
     """
 
-    def __init__(self, call: Callable[[], Any], *, name: str, most_rows: int | None = None) -> None:
+    def __init__(
+        self, call: Callable[[], Any], *, name: str, arguments: Any = None, most_rows: int | None = None
+    ) -> None:
         self._call = call
         self._name = name
+        self._arguments = arguments
         self._most_rows = most_rows
         self._store: RunStore | None = None
         self._found: Source | None = None
@@ -216,17 +246,28 @@ class FunctionSource:
         return self
 
     def spec(self) -> object:
-        """That it is a function; which rows it returned, their digest says."""
-        return {"function": self._name}
+        """Which function, and what it is called with; which rows it returned, their digest says."""
+        return {"function": self._name, "arguments": digest_of(self._arguments)}
 
     def scan(self, chunk_rows: int) -> Scan:
         """Call it, and see what it returned; see `storage.source.Source.scan`."""
         self._found = self._returned()
-        return self._found.scan(chunk_rows)
+        scan = self._found.scan(chunk_rows)
+        return replace(scan, snapshot={**scan.snapshot, "returned": _canonical(self._found.spec())})
+
+    def forget(self, snapshot: Mapping[str, Any]) -> None:
+        """See `storage.source.Source.forget`."""
+        self._of(snapshot).forget(snapshot)
 
     def check(self, snapshot: Mapping[str, Any], *, may_be_gone: bool = False) -> list[str]:
-        """See `storage.source.Source.check`."""
-        return self._of(snapshot).check(snapshot, may_be_gone=may_be_gone)
+        """See `storage.source.Source.check`. One that says where rows lie must say the same again."""
+        found = self._of(snapshot)
+        if snapshot.get("kind") != SpooledSource.kind and _canonical(found.spec()) != snapshot["returned"]:
+            raise SourceError(
+                f"{self._name}() says now that its rows are {found}, and said otherwise when this run began. "
+                "Set on_stale='restart' and clear the task to begin it anew"
+            )
+        return found.check(snapshot, may_be_gone=may_be_gone)
 
     def rows(self, snapshot: Mapping[str, Any], chunk: Chunk) -> Iterator[SourceRow]:
         """See `storage.source.Source.rows`."""
@@ -250,7 +291,7 @@ class FunctionSource:
         return self._placed(self._spooled(value))
 
     def _spooled(self, rows: Iterable[Any]) -> SpooledSource:
-        return SpooledSource(lambda: rows, name=str(self), spec=self._name, most_rows=self._most_rows)
+        return SpooledSource(lambda: rows, name=str(self), most_rows=self._most_rows)
 
     def _placed(self, source: Source) -> Source:
         return source if self._store is None else source.beside(self._store)
@@ -272,11 +313,9 @@ def source_of(source: Any, *, most_rows: int | None = None) -> Source:
         return source.open(most_rows=most_rows)
     if isinstance(source, Asset):
         return source_for([source.uri])
-    if isinstance(source, str | PathLike):
-        return source_for([str(source)])
-    if isinstance(source, Sequence) and source and all(isinstance(item, str) for item in source):
-        return source_for(source)
-    if isinstance(source, Sequence):
+    if paths := _paths_of(source):
+        return source_for(paths)
+    if isinstance(source, Sequence) and not isinstance(source, str | bytes):
         return ListSource(source)
     raise ConfigurationError(
         f"source is a {type(source).__name__}; give a path or glob of files, a list of them, sources.Files, "
@@ -284,10 +323,41 @@ def source_of(source: Any, *, most_rows: int | None = None) -> Source:
     )
 
 
+def digest_of(values: Any) -> str | None:
+    """Tells values apart, without what is in them; None where there are none, or JSON has no word for them."""
+    if not values:
+        return None
+    try:
+        return f"sha256:{hashlib.sha256(canonical(plain(_listed(values)))).hexdigest()[:16]}"
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _listed(values: Any) -> Any:
+    """The same, with what only acts as a list made one: outputs of mapped tasks do."""
+    if isinstance(values, Mapping):
+        return {name: _listed(each) for name, each in values.items()}
+    if isinstance(values, Sequence) and not isinstance(values, str | bytes):
+        return [_listed(each) for each in values]
+    return values
+
+
+def _canonical(spec: object) -> str:
+    return canonical(spec).decode()
+
+
+def _paths_of(value: Any) -> list[str] | None:
+    """A path, or paths, as texts; None where it is something else."""
+    if isinstance(value, str | PathLike | ObjectStoragePath):
+        return [str(value)]
+    if not isinstance(value, Sequence) or isinstance(value, bytes):
+        return None
+    paths = [str(each) for each in value if isinstance(each, str | PathLike | ObjectStoragePath)]
+    return paths if len(paths) == len(value) else None
+
+
 def _is_words(value: Any) -> bool:
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return bool(value) and all(isinstance(item, str) for item in value)
-    return isinstance(value, Words | Asset | str | PathLike)
+    return isinstance(value, Words | Asset) or bool(_paths_of(value))
 
 
 def _selection(words: Any) -> Selection:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.core.prompt import PATHS
-from airflow_llm_provider.exceptions import TooManyErrorsError
+from airflow_llm_provider.exceptions import SinkError, SourceError, TooManyErrorsError
 from airflow_llm_provider.storage import manifest, opening
 from airflow_llm_provider.storage.sink import FinishedRows
 
@@ -71,9 +71,18 @@ def finish(job: BatchJob, document: RunDocument, store: RunStore, *, ledger: Led
     return built
 
 
+def add_sinks(job: BatchJob, document: RunDocument, store: RunStore, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write a finished run's rows as the job wants them besides; returns the manifest that says so."""
+    log.info("This run is finished; what its results are to be written as besides is written now")
+    added = {**manifest, "sinks": {**manifest.get("sinks", {}), **_write_sinks(job, document, store)}}
+    opening.finish(store, added)
+    return added
+
+
 def lacks_sinks(job: BatchJob, manifest: dict[str, Any]) -> bool:
     """Whether the job wants a finished run's rows as something that its end did not write."""
-    return any(sink.name not in manifest.get("sinks", {}) for sink in job.sinks)
+    written = manifest.get("sinks", {})
+    return any(not sink.spec().items() <= written.get(sink.name, {}).items() for sink in job.sinks)
 
 
 def _write_sinks(job: BatchJob, document: RunDocument, store: RunStore) -> dict[str, Any]:
@@ -87,8 +96,16 @@ def _write_sinks(job: BatchJob, document: RunDocument, store: RunStore) -> dict[
     )
     written = {}
     for sink in job.sinks:
-        written[sink.name] = sink.write(rows)
-        log.info("The results as %s: %s", sink.name, written[sink.name])
+        try:
+            where = sink.write(rows)
+        except SourceError as error:
+            raise SinkError(
+                f"The results could not be written as {sink.name}, which shows something of the input: {error}. All "
+                "rows have landed: leave that sink, or its columns, out, and clear the task; nothing is asked again. "
+                "Rows of a query or a function are kept until a run is finished, and no longer: rerun=True asks anew"
+            ) from error
+        written[sink.name] = {**sink.spec(), **where}
+        log.info("The results as %s: %s", sink.name, where)
     return written
 
 

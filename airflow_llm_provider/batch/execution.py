@@ -16,7 +16,7 @@ import orjson
 
 from airflow_llm_provider.batch import tries
 from airflow_llm_provider.batch.clock import utc_now
-from airflow_llm_provider.batch.ending import finish, judge, lacks_sinks
+from airflow_llm_provider.batch.ending import add_sinks, finish, judge, lacks_sinks
 from airflow_llm_provider.batch.gate import await_release
 from airflow_llm_provider.batch.loop import run_apart
 from airflow_llm_provider.batch.preflight import identify, what_serves
@@ -173,9 +173,10 @@ class JobRun:
             return self._resume(document, found)
         self._check_source(document, may_be_gone=True)
         if lacks_sinks(self._job, found.manifest):
-            log.info("This run is finished; what its results are to be written as besides is written now")
             self._take(found)
-            return self._finish(self._open(document))
+            manifest = add_sinks(self._job, document, self._store, found.manifest)
+            self._tidy(document, lambda: None)
+            return manifest
         when = found.manifest["finished_at"]
         log.info("This run finished at %s; nothing is sent. rerun=True does it again", when)
         self._tidy(document, lambda: self._take(found))
@@ -210,7 +211,7 @@ class JobRun:
             take: takes the lease, where it is not held.
         """
         try:
-            if left := opening.untidy(self._store, document.fingerprint):
+            if left := opening.untidy(self._store, document):
                 take()
                 opening.tidy(self._store, left)
                 self._lease.release()
@@ -272,8 +273,33 @@ class JobRun:
         after = found.document
         self._anew = None  # until the intent is written: what goes wrong before is nothing to begin anew for
         self._await_release(Earlier())
+        left = self._store.list(layout.INPUT)  # by tries that were killed before they began, or are about to begin
         log.info("Reading the source once, to count, pin and check it")
         scan = self._job.source.scan(self._job.chunk_rows)
+        try:
+            document = self._intent(after, scan)
+        except BaseException:
+            self._job.source.forget(scan.snapshot)
+            raise
+        if after is None:
+            opening.begin(self._store, document)
+            self._anew = opening.Found(document, None)
+            manifest = self._take(self._anew)
+            if manifest is not None:
+                return self._finished_by_another(document, manifest)
+        else:
+            self._take(found)
+            self._check_source(document)  # whoever held the lease may have tidied up meanwhile
+            log.warning("Beginning anew; what lies at %s is removed. Why: %s", self._store.uri, why)
+            document = opening.restart(self._store, document)
+        self._anew = opening.Found(document, None)
+        self._store.delete(left)  # whoever is about to begin with one of them finds that the run is another's
+        rows, chunks = f"{scan.plan.total_rows:,}", f"{len(scan.plan):,}"
+        log.info("Begun: %s rows in %s chunks at %s", rows, chunks, self._store.uri)
+        return self._go_on(document)
+
+    def _intent(self, after: RunDocument | None, scan: Scan) -> RunDocument:
+        """What the run is to be; asks the endpoint who answers."""
         rows = scan.plan.total_rows
         if self._job.most_rows is not None and rows > self._job.most_rows:
             raise ConfigurationError(
@@ -289,7 +315,7 @@ class JobRun:
         generation = after.generation + 1 if after else 1
         # Of another generation all names are others: what a try of before writes or removes late is none of ours.
         again = {"generation": generation} if generation > 1 else {}
-        document = RunDocument(
+        return RunDocument(
             identity=self._job.identity,
             generation=generation,
             state="clearing" if after else "open",
@@ -301,20 +327,6 @@ class JobRun:
             created_at=utc_now().isoformat(),
             **self._shared(scan),
         )
-        if after is None:
-            opening.begin(self._store, document)
-            self._anew = opening.Found(document, None)
-            manifest = self._take(self._anew)
-            if manifest is not None:
-                return self._finished_by_another(document, manifest)
-        else:
-            self._take(found)
-            self._check_source(document)  # whoever held the lease may have tidied up meanwhile
-            log.warning("Beginning anew; what lies at %s is removed. Why: %s", self._store.uri, why)
-            document = opening.restart(self._store, document)
-        self._anew = opening.Found(document, None)
-        log.info("Begun: %s rows in %s chunks at %s", f"{rows:,}", f"{len(scan.plan):,}", self._store.uri)
-        return self._go_on(document)
 
     def _shared(self, scan: Scan) -> dict[str, Any]:  # noqa: ARG002 - `batch.shares` asks it
         """What the document says of shares."""

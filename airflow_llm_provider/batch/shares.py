@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from airflow_llm_provider.batch.ending import judge
+from airflow_llm_provider.batch.ending import add_sinks, judge, lacks_sinks
 from airflow_llm_provider.batch.execution import JobRun, Opened
 from airflow_llm_provider.core.ledger import Ledger
 from airflow_llm_provider.exceptions import (
@@ -270,7 +270,11 @@ class _Assembly(JobRun):
             raise AssertionError
         _check_shared(document, self._store)
         manifest = found.manifest
-        if manifest is not None:
+        if manifest is not None and lacks_sinks(self._job, manifest):
+            self._take(found)
+            manifest = add_sinks(self._job, document, self._store, manifest)
+            self._tidy(document, lambda: None)
+        elif manifest is not None:
             self._tidy(document, lambda: self._take(found))
         else:
             _check_open(document, self._store)

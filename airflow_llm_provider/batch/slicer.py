@@ -30,6 +30,7 @@ from airflow_llm_provider.endpoint.slice_terms import read_terms
 
 if TYPE_CHECKING:
     from airflow_llm_provider.core.limit import Learnt
+    from airflow_llm_provider.core.output_schema import OutputSchema
     from airflow_llm_provider.core.row_queue import Ticket
     from airflow_llm_provider.core.slices import SlicedRow, Step
     from airflow_llm_provider.endpoint.client import EndpointClient
@@ -42,6 +43,9 @@ ASK_AGAIN_S = 5.0
 ASK_WAIT_S = 3.0
 """For its terms, all together; milliseconds are usual. The rows of a run's beginning wait for the first such question,
 or they would all run whole; beside a later one, of a server that has failed there, they go whole at once."""
+
+LONG_CHARS = 4_096
+"""A longer answer is validated in a thread: what a hostile one costs may be seconds."""
 
 LOOK_WAIT_S = 10.0
 """For the text at a boundary."""
@@ -95,6 +99,29 @@ class Plain:
         """Send the row and read its answer."""
         request = ticket.request
         return await self._client.send(request.path, request.body, request_id=request_id)
+
+
+class Checked(Plain):
+    """Sends through another, and looks whether what comes back is what the DAG wants: long texts in a thread.
+
+    Args:
+        sender: sends.
+        schema: what answers must be.
+    """
+
+    def __init__(self, sender: Plain, schema: OutputSchema) -> None:
+        self._sender = sender
+        self._schema = schema
+
+    async def send(self, ticket: Ticket, request_id: str) -> Sent:
+        """Send the row and read its answer."""
+        sent = await self._sender.send(ticket, request_id)
+        if not isinstance(sent, Completion) or ticket.answered:
+            return sent
+        long = sent.output is not None and len(sent.output) > LONG_CHARS
+        parse = self._schema.parse
+        found = await asyncio.to_thread(parse, sent.output) if long else parse(sent.output)
+        return replace(sent, checked=found)
 
 
 class Slicer(Plain):

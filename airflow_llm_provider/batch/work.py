@@ -19,7 +19,7 @@ from airflow_llm_provider.batch.prepare import Preparer
 from airflow_llm_provider.batch.recorder import Recorder
 from airflow_llm_provider.batch.reporter import Earlier, Reporter
 from airflow_llm_provider.batch.runner import Runner
-from airflow_llm_provider.batch.slicer import Plain, Slicer
+from airflow_llm_provider.batch.slicer import Checked, Plain, Slicer
 from airflow_llm_provider.batch.watch import LatencyWatch
 from airflow_llm_provider.core.circuit import Circuit
 from airflow_llm_provider.core.dispatch import Dispatcher
@@ -84,7 +84,7 @@ async def work_off(
         clients = [await stack.enter_async_context(EndpointClient(job.endpoint, base_url=url)) for url in urls]
         runner = Runner(
             clients=list(zip(clients, owns, strict=True)),
-            senders=_senders(job, clients, spread.dispatchers, model),
+            senders=_checked(job, _senders(job, clients, spread.dispatchers, model)),
             spread=spread,
             recorder=recorder,
             ledger=ledger,
@@ -152,6 +152,11 @@ def _senders(
         Slicer(client, model=model, name=url, ending=ending, learnt=dispatcher.learnt)
         for client, url, dispatcher in zip(clients, job.endpoint.base_urls, dispatchers, strict=True)
     ]
+
+
+def _checked(job: BatchJob, senders: list[Plain]) -> list[Plain]:
+    schema = job.answers.schema
+    return senders if schema is None else [Checked(sender, schema) for sender in senders]
 
 
 def _spread(job: BatchJob, spent: Mapping[int, Spent], *, row_s: float | None) -> Spread:

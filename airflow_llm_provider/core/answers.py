@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from airflow_llm_provider.core.output_schema import NotValid, OutputSchema
+from airflow_llm_provider.core.output_schema import NotValid, OutputSchema, Parsed
 from airflow_llm_provider.core.request import Completion, Landing, RowError, Status
 from airflow_llm_provider.exceptions import ConfigurationError
 
@@ -109,7 +109,9 @@ class AnswerRules:
             landing = _cut_off(completion)
             again = self._extend(asked)
         else:
-            found = self.schema.parse(completion.output)
+            found = self.schema.parse(completion.output) if completion.checked is None else completion.checked
+            if cut_off and isinstance(found, Parsed) and type(found.value) in (int, float):
+                found = NotValid("More digits may have followed")
             if not isinstance(found, NotValid):
                 return Landing(Status.SUCCEEDED, completion, parsed=found.value)
             message = f"It was cut off at the limit of its tokens. {found.message}" if cut_off else found.message

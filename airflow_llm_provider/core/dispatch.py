@@ -208,7 +208,7 @@ class Dispatcher:
         """A row has an answer that does not land: it asks for another one, in other words, before others do."""
         self._landed(ticket)
         ticket.request, ticket.sliced = request, None
-        ticket.begun, ticket.took_s = False, 0.0
+        ticket.begun, ticket.took_s = True, 0.0  # it goes on in a drain, too: what it has would be asked for again
         ticket.fruitless = ticket.immediate = 0
         self._ended_well(ticket, now)
         self._queue.first(ticket)

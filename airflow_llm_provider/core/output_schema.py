@@ -6,6 +6,7 @@ what becomes of an answer that is none (`core.answers`).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,15 +14,15 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from jsonschema.exceptions import SchemaError
+from jsonschema.exceptions import SchemaError as NoSchemaError
 from jsonschema.validators import Draft202012Validator, validator_for
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
+from pydantic_core import SchemaError
 from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from airflow_llm_provider.core.identity import canonical
 from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ MOST_ERRORS = 5
 
 _ERROR_CHARS = 300
 _NAME_CHARS = 64
-_FENCED = re.compile(r"```[\w-]*\s*\n(.*)```", re.DOTALL)
+_FENCE = "```"
 _NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_-]+")
 
 
@@ -58,6 +59,7 @@ class OutputSchema:
 
     Attributes:
         schema: the JSON schema.
+        landed: of what lands, which a type may write otherwise than it reads it.
         name: what it is called where a server wants a name.
         typed: it is a type's, whose instances have what it names and nothing else, unless it says so.
 
@@ -69,9 +71,10 @@ class OutputSchema:
         self.typed = not isinstance(wanted, Mapping)
         if isinstance(wanted, Mapping):
             self.schema, self._check = _of_schema(wanted)
+            self.landed = self.schema
             name = self.schema.get("title")
         else:
-            self.schema, self._check = _of_type(wanted)
+            self.schema, self.landed, self._check = _of_type(wanted)
             name = getattr(wanted, "__name__", None)
         self.name = _NOT_IN_NAMES.sub("_", name)[:_NAME_CHARS] if isinstance(name, str) and name else "output"
 
@@ -85,18 +88,17 @@ class OutputSchema:
         """The instance that `text` is; a fence of Markdown around it is no harm."""
         if text is None or not text.strip():
             return NotValid("The answer has no text")
-        fenced = _FENCED.fullmatch(text.strip())
-        found = self._check(fenced[1] if fenced else text)
+        found = self._check(_unfenced(text.strip()))
         if isinstance(found, Parsed) and not _can_be_written(found.value):
             return NotValid("The JSON is nested too deeply, or has a number of more than 64 bits")
         return found
 
 
-def _of_type(wanted: Any) -> tuple[dict[str, Any], Callable[[str], Parsed | NotValid]]:
+def _of_type(wanted: Any) -> tuple[dict[str, Any], dict[str, Any], Callable[[str], Parsed | NotValid]]:
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(wanted)
-        schema = adapter.json_schema()
-    except (PydanticSchemaGenerationError, PydanticUserError, TypeError) as error:
+        schema, landed = adapter.json_schema(), adapter.json_schema(mode="serialization")
+    except (PydanticSchemaGenerationError, PydanticUserError, SchemaError, TypeError) as error:
         raise ConfigurationError(
             "output_schema must be a JSON schema, as a dict, or a type that pydantic can validate, such as a model: "
             f"{_short(error)}"
@@ -105,7 +107,9 @@ def _of_type(wanted: Any) -> tuple[dict[str, Any], Callable[[str], Parsed | NotV
     def check(text: str) -> Parsed | NotValid:
         try:
             orjson.loads(text)  # pydantic's own parser takes NaN and what is longer than it seems
-            return Parsed(adapter.dump_python(adapter.validate_json(text), mode="json"))
+            value = adapter.dump_python(adapter.validate_json(text), mode="json", by_alias=True, round_trip=True)
+            adapter.validate_json(orjson.dumps(value))  # as whoever reads it will
+            return Parsed(value)
         except orjson.JSONDecodeError as error:
             return _no_json(error)
         except ValidationError as error:
@@ -114,18 +118,21 @@ def _of_type(wanted: Any) -> tuple[dict[str, Any], Callable[[str], Parsed | NotV
         except Exception as error:  # noqa: BLE001 - a model's own validators may raise anything
             return NotValid(f"It could not be checked: {_short(error)}")
 
-    return schema, check
+    try:
+        return orjson.loads(orjson.dumps(schema)), landed, check
+    except TypeError as error:
+        raise ConfigurationError(f"output_schema holds what JSON cannot say: {error}") from error
 
 
 def _of_schema(wanted: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[str], Parsed | NotValid]]:
     try:
-        schema = orjson.loads(canonical(wanted))
+        schema = json.loads(json.dumps(wanted))  # in the order of the properties, which is that of the answers
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"output_schema holds what JSON cannot say: {error}") from error
     kind = validator_for(schema, default=Draft202012Validator)
     try:
         kind.check_schema(schema)
-    except SchemaError as error:
+    except NoSchemaError as error:
         raise ConfigurationError(
             f"output_schema is no JSON schema: at {error.json_path}, {_short(error.message)}. Give the schema itself, "
             "and no response_format around it"
@@ -140,8 +147,8 @@ def _of_schema(wanted: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[str
             return _no_json(error)
         try:
             told = [(each.json_path, each.message) for each in islice(validator.iter_errors(value), MOST_ERRORS + 1)]
-        except RecursionError:
-            return NotValid("The JSON is nested too deeply to be checked")
+        except Exception as error:  # noqa: BLE001 - of what only an answer shows: too deep, a dynamic reference
+            return NotValid(f"It could not be checked: {type(error).__name__}: {_short(error)}")
         return _told(told) if told else Parsed(value)
 
     return schema, check
@@ -162,9 +169,7 @@ def _check_references(schema: Mapping[str, Any]) -> None:
 
 def _references(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
-        reference = value.get("$ref")
-        if isinstance(reference, str):
-            yield reference
+        yield from (value[name] for name in ("$ref", "$dynamicRef") if isinstance(value.get(name), str))
         value = list(value.values())
     if isinstance(value, list):
         for each in value:
@@ -172,9 +177,18 @@ def _references(value: Any) -> Iterator[str]:
 
 
 def _told(errors: Any) -> NotValid:
-    found = [f"{where}: {_short(what)}" for where, what in islice(errors, MOST_ERRORS + 1)]
+    found = [f"{_short(where)}: {_short(what)}" for where, what in islice(errors, MOST_ERRORS + 1)]
     more = ["…"] if len(found) > MOST_ERRORS else []
     return NotValid("; ".join([*found[:MOST_ERRORS], *more]))
+
+
+def _unfenced(text: str) -> str:
+    """What stands within a fence of Markdown, where all of it does."""
+    if not (text.startswith(_FENCE) and text.endswith(_FENCE)):
+        return text
+    first_line, _, rest = text.partition("\n")
+    word = first_line.removeprefix(_FENCE).strip()
+    return rest.removesuffix(_FENCE) if rest and (not word or word.isalnum()) else text
 
 
 def _no_json(error: orjson.JSONDecodeError) -> NotValid:

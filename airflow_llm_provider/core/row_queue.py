@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
+from airflow_llm_provider.core.answers import Asked
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from airflow_llm_provider.core.answers import Asked
     from airflow_llm_provider.core.request import RowRequest
     from airflow_llm_provider.core.slices import SlicedRow
 
@@ -32,11 +33,13 @@ class Spent:
         attempts: requests that were not given up by ourselves.
         spent: how many of them count against its budget.
         suspicions: deaths of the server that happened with the row in flight.
+        repairs: how often it was asked again since its answer was not what was wanted.
     """
 
     attempts: int = 0
     spent: int = 0
     suspicions: int = 0
+    repairs: int = 0
 
 
 @dataclass(slots=True)
@@ -128,6 +131,7 @@ class RowQueue:
             if self._spent and (before := self._spent.pop(request.index, None)) is not None:
                 ticket.sends, ticket.spent = before.attempts, before.spent
                 ticket.suspicions, ticket.doubtful = before.suspicions, before.suspicions > 0
+                ticket.asked = Asked(request, repairs=before.repairs) if before.repairs else None
             self._lane(ticket).append(ticket)
             self.ready_bytes += len(request.body)
 
@@ -135,9 +139,14 @@ class RowQueue:
         """What the rows that wait, or were never fed, have spent; those that have spent nothing are left out."""
         waiting = (*self._ready, *self._suspects, *(ticket for _, _, ticket in self._delayed))
         found = {
-            ticket.request.index: Spent(attempts=ticket.attempts, spent=ticket.spent, suspicions=ticket.suspicions)
+            ticket.request.index: Spent(
+                attempts=ticket.attempts,
+                spent=ticket.spent,
+                suspicions=ticket.suspicions,
+                repairs=ticket.asked.repairs if ticket.asked is not None else 0,
+            )
             for ticket in waiting
-            if ticket.spent or ticket.suspicions
+            if ticket.spent or ticket.suspicions or ticket.asked is not None
         }
         return {**self._spent, **found}
 

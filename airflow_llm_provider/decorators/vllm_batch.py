@@ -61,10 +61,6 @@ class _BatchDecoratedOperator(DecoratedOperator, LLMBatchOperator):
             **kwargs,
         )
 
-    def execute(self, context: Context) -> dict[str, Any]:
-        """See `LLMBatchOperator.execute`."""
-        return LLMBatchOperator.execute(self, context)
-
     def _read(self, context: Context) -> tuple[BatchJob, RunStore, Callable[[], None]]:
         """See `LLMBatchOperator`. Nothing is called before the rows are wanted."""
 
@@ -74,7 +70,8 @@ class _BatchDecoratedOperator(DecoratedOperator, LLMBatchOperator):
             wanted = determine_kwargs(self.python_callable, self.op_args, known)
             return self.python_callable(*self.op_args, **wanted)
 
-        self.source = Returned(call, name=self.python_callable.__name__)
+        arguments = {"op_args": self.op_args, "op_kwargs": self.op_kwargs}
+        self.source = Returned(call, name=self.python_callable.__name__, arguments=arguments)
         return super()._read(context)
 
 

@@ -25,4 +25,13 @@ try:
 except ImportError:  # Airflow 3.1's task processes have the core's
     from airflow.stats import Stats
 
-__all__ = ["AirflowException", "AirflowFailException", "AirflowNotFoundException", "AirflowSkipException", "Stats"]
+from airflow.sdk.definitions.xcom_arg import ResolveMixin  # type: ignore[attr-defined] # its own module moves
+
+__all__ = [
+    "AirflowException",
+    "AirflowFailException",
+    "AirflowNotFoundException",
+    "AirflowSkipException",
+    "ResolveMixin",
+    "Stats",
+]

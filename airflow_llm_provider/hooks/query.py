@@ -102,7 +102,8 @@ def _naming(conn_id: str) -> Iterator[None]:
     except LLMBatchError:
         raise
     except Exception as error:
-        words = " ".join(str(error).split())
+        # SQLAlchemy's own words have the statement's parameters in them, which may be nobody's to read.
+        words = " ".join(str(getattr(error, "orig", None) or error).split())
         if any(each.__name__ in _MISTAKES for each in type(error).__mro__):
             raise SourceError(f"The query on {conn_id} is refused: {words}") from error
         raise SourceUnavailableError(f"The query on {conn_id} failed: {words}. The next try asks again") from error

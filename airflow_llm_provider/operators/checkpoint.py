@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 from airflow.configuration import conf
 
-from airflow_llm_provider.exceptions import ConfigurationError, StorageError
+from airflow_llm_provider.exceptions import ConfigurationError
 from airflow_llm_provider.operators.marker import IN_AIRFLOW, never_expire
 from airflow_llm_provider.storage import layout
+from airflow_llm_provider.storage.sink import landed_lines
 from airflow_llm_provider.storage.state_files import StateFiles
 from airflow_llm_provider.storage.store import RunStore
 
@@ -130,10 +131,7 @@ def hand_over(store: RunStore, context: Context) -> None:
 
 
 def _lines(store: RunStore, name: str, *, rows: int) -> list[Any]:
-    data = store.read(name)
-    lines = [] if data is None else data.splitlines()
-    if len(lines) != rows:
-        raise StorageError(f"{store.uri}/{name} has {len(lines)} of its {rows} lines. The next try reads it again")
+    lines = landed_lines(store, name, rows=rows)
     return [_plain(orjson.loads(line)) if _NOT_PLAIN.search(line) else orjson.loads(line) for line in lines]
 
 

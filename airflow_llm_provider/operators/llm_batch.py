@@ -7,11 +7,10 @@ read out of them (`operators.reading`), how a batch is run (`batch.execution`) o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow.sdk import BaseOperator, BaseOperatorLink, XComArg
+from airflow.sdk import Asset, BaseOperator, BaseOperatorLink
 
 from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.batch.execution import EmptySourceSkip, run_job
@@ -47,7 +46,6 @@ from airflow_llm_provider.operators.reading import (
     unknown_alert_after,
 )
 from airflow_llm_provider.sinks import sinks_of
-from airflow_llm_provider.sources import Words
 from airflow_llm_provider.storage.manifest import for_xcom
 from airflow_llm_provider.triggers.release import ReleaseTrigger
 
@@ -213,9 +211,8 @@ class LLMBatchOperator(BaseOperator):
         )
         super().__init__(retries=retries, **placed, **kwargs)
         self.source = source
-        if isinstance(source, Words):
-            for name in source.template_fields:  # Airflow looks into lists and operators alone
-                XComArg.apply_upstream_relationship(self, getattr(source, name))
+        if isinstance(source, Asset):
+            self.inlets = [*self.inlets, source]
         self.prompt = prompt
         self.messages = messages
         self.system_prompt = system_prompt
@@ -259,12 +256,6 @@ class LLMBatchOperator(BaseOperator):
         mapped = super().partial(**kwargs)
         place_mapped(cls, mapped.kwargs, given=kwargs, dag=mapped.kwargs["dag"], task_group=mapped.kwargs["task_group"])
         return mapped
-
-    def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
-        """As for any operator. What says which files are read is rendered in a copy: tasks and tries may share it."""
-        if isinstance(self.source, Words):
-            self.source = copy(self.source)
-        super().render_template_fields(context, jinja_env)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the batch, or as much of it as may run now: then wait in the triggerer, and come back through `resume`.

@@ -29,7 +29,7 @@ from airflow_llm_provider.operators.context import prompt_context
 from airflow_llm_provider.operators.effective import configured
 from airflow_llm_provider.operators.paths import result_uri
 from airflow_llm_provider.operators.placing import pool_in_flight
-from airflow_llm_provider.sinks import sinks_of
+from airflow_llm_provider.sinks import check_columns, sinks_of
 from airflow_llm_provider.sources import source_of
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
         now=utc_now(),
     )
     in_airflow = operator.checkpoint == "xcom"
+    sinks = sinks_of(operator.sinks)
+    check_columns(sinks, operator.source)
     source = source_of(operator.source, most_rows=MOST_ROWS if in_airflow else None)
     base = first_set("results_base", [configured("results_base", str)], f"file://{AIRFLOW_HOME}/llm_batch")
     uri = xcom_uri(identity) if in_airflow else result_uri(operator.result_path, base=base.value, identity=identity)
@@ -131,7 +133,7 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
         endpoint=endpoint,
         requests=request_spec(operator, prompt_context(context, identity)),
         answers=answer_rules(operator),
-        sinks=tuple(each.open() for each in sinks_of(operator.sinks)),
+        sinks=tuple(each.open() for each in sinks),
         model=values["model"].value,
         source=source,
         chunk_rows=operator.chunk_rows,

@@ -198,6 +198,10 @@ class FileSource(ABC):
             raise self._repeated(snapshot, plan, *repeated)
         return Scan(snapshot, digest.hexdigest(), plan)
 
+    def forget(self, snapshot: Mapping[str, Any]) -> None:
+        """Nothing was kept."""
+        del snapshot
+
     def check(self, snapshot: Mapping[str, Any], *, may_be_gone: bool = False) -> list[str]:
         """Pinned files must be as they were; others are left for the next run. See `storage.source.Source.check`."""
         now = {(file.pattern, file.path): file for file in self._files.find(pinned=snapshot)}
@@ -306,6 +310,11 @@ def _says_no(line: bytes, name: str) -> bool:
 
 def _damaged(file: File, error: Exception) -> SourceError:
     return SourceError(f"{file.uri} can't be unpacked, or was cut off: {error}. Put the whole file there")
+
+
+def fields_of(raw: Raw) -> Mapping[str, Any]:
+    """A row's fields; none where it has none that can be read."""
+    return {} if isinstance(raw, MalformedRow) else parsed(raw) or {}
 
 
 def parsed(raw: bytes | Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -4,7 +4,8 @@
 
     part-00000-<fingerprint>.jsonl    a committed chunk: rows in input order, one line per input index
     dead-letter-<fingerprint>.jsonl   rows that need a person: request, error, attempts
-    results-00000-<fingerprint>.parquet, output-<fingerprint>.jsonl, errors-<fingerprint>.jsonl   what sinks write
+    results-<words>-00000-<fingerprint>.parquet   what sinks write; <words> is of what the DAG said of it
+    output-<fingerprint>.jsonl, errors-<fingerprint>.jsonl
     manifest.json                     the run's summary, written last
     _run/run.json                     identity, fingerprint, source snapshot, chunk plan; before the first request
     _run/progress.json                overwritten every few seconds
@@ -49,7 +50,7 @@ INPUT = "_run/input"
 
 _PART = re.compile(r"part-(\d{5,})-([0-9a-f]{12})\.jsonl")
 _DEAD_LETTER = re.compile(r"dead-letter-([0-9a-f]{12})\.jsonl")
-_OF_SINKS = re.compile(r"(?:results-\d{5,}|output|errors)-([0-9a-f]{12})\.(?:parquet|jsonl)")
+_OF_SINKS = re.compile(r"(?:results-[0-9a-f]{6}-\d{5,}|output|errors)-([0-9a-f]{12})\.(?:parquet|jsonl)")
 _FOR_RESUMES = re.compile(
     r"(?:_run/shares/\d+/)?_run/(?:journal/\d+/([0-9a-f]{12})-|commits/([0-9a-f]{12})-|dead/\d+-([0-9a-f]{12})-).*"
 )
@@ -93,9 +94,9 @@ def fingerprint_of(name: str) -> str | None:
     return for_resumes(name)
 
 
-def parquet(chunk: int, fingerprint: str) -> str:
-    """A chunk's rows as Parquet."""
-    return f"results-{chunk:05}-{fingerprint}.parquet"
+def parquet(chunk: int | str, fingerprint: str, words: str) -> str:
+    """A chunk's rows as Parquet; ``*`` stands for all of them. `words` tells files of other columns apart."""
+    return f"results-{words}-{chunk if isinstance(chunk, str) else f'{chunk:05}'}-{fingerprint}.parquet"
 
 
 def openai_output(fingerprint: str) -> str:
@@ -113,9 +114,9 @@ def share(number: int) -> str:
     return f"{SHARES}/{number:05}"
 
 
-def spooled(token: str, number: int) -> str:
-    """One object of rows that were had once."""
-    return f"{INPUT}/{token}-{number:05}.jsonl"
+def spooled(token: str, number: int | None) -> str:
+    """One object of rows that were had once; None: what all names of that spool begin with."""
+    return f"{INPUT}/{token}-" if number is None else f"{INPUT}/{token}-{number:05}.jsonl"
 
 
 def journal_folder(chunk: int) -> str:

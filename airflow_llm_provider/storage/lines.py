@@ -14,6 +14,8 @@ from airflow_llm_provider.core.ledger import SettledLine
 from airflow_llm_provider.core.request import BadRow, Status, Usage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from airflow_llm_provider.core.request import Outcome, RowRequest
 
 _NEWLINE = orjson.OPT_APPEND_NEWLINE
@@ -123,6 +125,12 @@ def decode_part(data: bytes) -> list[tuple[int, Status, Usage]]:
             raise ValueError(f"no row's line: {line[:80]!r}") from error
         rows.append((index, settled.status, settled.usage))
     return rows
+
+
+def decode_lines(data: bytes) -> Iterator[tuple[int, SettledLine]]:
+    """Each row of a part whose lines are known to be whole, by index; without its dead letter."""
+    for line in data.splitlines(keepends=True):
+        yield _decode_settled(line)
 
 
 def _decode_settled(line: bytes) -> tuple[int, SettledLine]:

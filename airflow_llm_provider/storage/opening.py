@@ -159,8 +159,6 @@ def finish_clearing(store: RunStore, document: RunDocument) -> RunDocument:
     listing = store.list("")
     store.delete(_foreign(listing, document.fingerprint))
     store.delete(name for name in listing if name.startswith(layout.SHARES) and layout.for_resumes(name) is None)
-    ours = layout.spooled(str(document.snapshot.get("token")), 0).rpartition("-")[0]
-    store.delete(name for name in listing if name.startswith(layout.INPUT) and not name.startswith(f"{ours}-"))
     store.prune(layout.RUN_FOLDER)
     opened = document.opened()
     confirm(store, opened)
@@ -178,9 +176,11 @@ def remove_foreign(store: RunStore, listing: Iterable[str], fingerprint: str) ->
     store.delete(_foreign(listing, fingerprint))
 
 
-def untidy(store: RunStore, fingerprint: str) -> list[str]:
+def untidy(store: RunStore, document: RunDocument) -> list[str]:
     """What lies there that only a resume of this run would have needed: a try may be killed at its very end."""
-    return [name for name in store.list(layout.RUN_FOLDER) if _needed_no_more(name, fingerprint)]
+    its_input = layout.spooled(str(document.snapshot.get("token")), None)
+    names = store.list(layout.RUN_FOLDER)
+    return [name for name in names if _needed_no_more(name, document.fingerprint) or name.startswith(its_input)]
 
 
 def tidy(store: RunStore, names: Iterable[str]) -> None:
@@ -206,8 +206,8 @@ def _foreign(listing: Iterable[str], fingerprint: str) -> list[str]:
 
 
 def _needed_no_more(name: str, fingerprint: str) -> bool:
-    if name.startswith(layout.INPUT) or (name.startswith(layout.SHARES) and layout.for_resumes(name) is None):
-        return True  # rows that have all landed; a share's lease and progress
+    if name.startswith(layout.SHARES) and layout.for_resumes(name) is None:
+        return True  # a share's lease and progress
     notes = (layout.LEASE, layout.TRIES, layout.ATTEMPTS, layout.BEFORE)
     return name in notes or layout.for_resumes(name) == fingerprint
 

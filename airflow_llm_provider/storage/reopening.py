@@ -26,10 +26,9 @@ from airflow_llm_provider.storage.journal import Journal
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
+    from airflow_llm_provider.core.ledger import SettledLine
     from airflow_llm_provider.storage.document import RunDocument
     from airflow_llm_provider.storage.store import RunStore
-
-_PIECE_BYTES = 4 << 20
 
 
 def begin(store: RunStore, document: RunDocument, manifest: dict[str, Any]) -> None:
@@ -83,7 +82,7 @@ def finish(store: RunStore, document: RunDocument, try_token: str) -> RunDocumen
     return opened
 
 
-def _kept(part: bytes, letters: dict[int, bytes], statuses: Collection[str]) -> list[lines.SettledLine]:
+def _kept(part: bytes, letters: dict[int, bytes], statuses: Collection[str]) -> list[SettledLine]:
     """What of a part stays."""
     kept = []
     for index, settled in lines.decode_lines(part):

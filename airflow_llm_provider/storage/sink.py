@@ -24,6 +24,19 @@ if TYPE_CHECKING:
     from airflow_llm_provider.storage.store import RunStore
 
 
+def landed_lines(store: RunStore, name: str, *, rows: int) -> list[bytes]:
+    """The lines of an object of a finished run.
+
+    Raises:
+        StorageError: it could not be read, or has not so many.
+    """
+    data = store.read(name)
+    lines = [] if data is None else data.splitlines()
+    if len(lines) != rows:
+        raise StorageError(f"{store.uri}/{name} has {len(lines):,} of its {rows:,} lines. The next try reads it again")
+    return lines
+
+
 class Sink(Protocol):
     """A view. Its methods block: call them from threads, or where there is no loop."""
 
@@ -32,10 +45,15 @@ class Sink(Protocol):
         """Its key in the manifest's ``sinks``."""
         ...
 
-    def write(self, run: FinishedRows) -> Any:
+    def spec(self) -> dict[str, Any]:
+        """What the DAG said of it, in JSON values; kept in the manifest, beside where it lies."""
+        ...
+
+    def write(self, run: FinishedRows) -> dict[str, Any]:
         """Write it; returns where it lies, for the manifest, in JSON values.
 
         Raises:
+            SinkError: what landed has no such form.
             StorageError: it could not be written, or what it is made of not be read.
             SourceError: it shows something of the input, which has changed or is gone.
         """
@@ -66,13 +84,7 @@ class FinishedRows:
         for number in range(len(plan)):
             chunk = plan.chunk(number)
             name = layout.part(number, self.document.fingerprint)
-            data = self.store.read(name)
-            lines = [] if data is None else data.splitlines()
-            if len(lines) != chunk.rows:
-                raise StorageError(
-                    f"{self.store.uri}/{name} has {len(lines):,} of its {chunk.rows:,} rows. The next try looks again"
-                )
-            yield chunk, [orjson.loads(line) for line in lines]
+            yield chunk, [orjson.loads(line) for line in landed_lines(self.store, name, rows=chunk.rows)]
 
     def inputs(self, chunk: Chunk) -> Iterator[SourceRow]:
         """The chunk's rows as the source has them."""

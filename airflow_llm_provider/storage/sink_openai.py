@@ -13,8 +13,7 @@ import orjson
 
 from airflow_llm_provider.core.prompt import PATHS
 from airflow_llm_provider.storage import layout
-from airflow_llm_provider.storage.file_source import parsed
-from airflow_llm_provider.storage.source import MalformedRow
+from airflow_llm_provider.storage.file_source import fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +26,11 @@ class OpenAISink:
 
     name = "openai_batch"
 
-    def write(self, run: FinishedRows) -> dict[str, str | None]:
+    def spec(self) -> dict[str, Any]:
+        """See `Sink.spec`."""
+        return {}
+
+    def write(self, run: FinishedRows) -> dict[str, Any]:
         """See `Sink.write`; an error file is written where there are errors."""
         fingerprint = run.document.fingerprint
         output, errors = layout.openai_output(fingerprint), layout.openai_errors(fingerprint)
@@ -35,6 +38,8 @@ class OpenAISink:
         run.store.write_from(output, _encoded(run, counts, answered=True))
         if counts[1]:
             run.store.write_from(errors, _encoded(run, counts, answered=False))
+        else:
+            run.store.delete([errors])  # of an end before a replay
         uri = run.store.uri
         return {"output": f"{uri}/{output}", "errors": f"{uri}/{errors}" if counts[1] else None}
 
@@ -44,7 +49,11 @@ def _encoded(run: FinishedRows, counts: list[int], *, answered: bool) -> Iterato
     counts[:] = [0, 0]
     created = int(datetime.fromisoformat(run.document.created_at).timestamp())
     for chunk, rows in run.chunks():
-        urls = [run.url] * len(rows) if run.url is not None else [_url(row.raw) for row in run.inputs(chunk)]
+        urls = (
+            [run.url] * len(rows)
+            if run.url is not None
+            else [fields_of(row.raw).get("url") for row in run.inputs(chunk)]
+        )
         lines = []
         for row, url in zip(rows, urls, strict=True):
             has_answer = row["status"] != "errored"
@@ -64,7 +73,12 @@ def _line(row: dict[str, Any], url: str | None, run: FinishedRows, created: int)
     }
     if row["status"] != "errored":
         line["response"] = _response(200, request_id, _answer(row, url, request_id, run, created))
-        return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        try:
+            return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        except TypeError:  # nested as deeply as a part's line may be, and here it is deeper
+            bare = {**row, "tool_calls": None, "choices": None}
+            line["response"] = _response(200, request_id, _answer(bare, url, request_id, run, created))
+            return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
     error = row["error"]
     if error["http_status"] is not None:
         body = {"error": {"message": error["message"], "type": error["kind"], "param": None, "code": error["kind"]}}
@@ -107,8 +121,3 @@ def _choice(row: dict[str, Any], *, is_chat: bool) -> dict[str, Any]:
     if row["tool_calls"] is not None:
         message["tool_calls"] = row["tool_calls"]
     return {**ending, "message": message}
-
-
-def _url(raw: Any) -> str | None:
-    fields = None if isinstance(raw, MalformedRow) else parsed(raw)
-    return fields.get("url") if fields is not None else None

@@ -6,21 +6,25 @@ where it tells one, and is JSON text otherwise; so are columns of the input that
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from airflow_llm_provider.exceptions import ConfigurationError, StorageError
+from airflow_llm_provider.core.identity import canonical
+from airflow_llm_provider.exceptions import ConfigurationError
 from airflow_llm_provider.storage import layout
-from airflow_llm_provider.storage.file_source import parsed
-from airflow_llm_provider.storage.source import MalformedRow
+from airflow_llm_provider.storage.file_source import fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from airflow_llm_provider.core.output_schema import OutputSchema
     from airflow_llm_provider.storage.sink import FinishedRows
+
+log = logging.getLogger(__name__)
 
 Compression = Literal["zstd", "snappy", "gzip", "none"]
 
@@ -32,6 +36,9 @@ COLUMNS = (
 
 _NUMBERS = {"index": "int64", "http_status": "int32", "attempts": "int32"}
 _TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens")
+_UNFIT = (ValueError, TypeError, OverflowError)
+"""What pyarrow raises of a value that does not fit its column; its own errors are of these."""
+
 _DEEPEST = 8
 _CLOSED = "closed objects"
 
@@ -59,19 +66,31 @@ class ParquetSink:
         self._columns = tuple(columns)
         self._compression = compression
 
-    def write(self, run: FinishedRows) -> str:
+    def spec(self) -> dict[str, Any]:
+        """See `Sink.spec`."""
+        return {"columns": list(self._columns), "compression": self._compression}
+
+    def write(self, run: FinishedRows) -> dict[str, Any]:
         """See `Sink.write`; a run without rows has one file without rows."""
-        schema = _schema(self._columns, run.schema)
-        fingerprint = run.document.fingerprint
-        empty = True
+        kind = None if run.schema is None else arrow_type(run.schema.landed, closed=run.schema.typed)
+        schema = _schema(self._columns, kind)
+        fingerprint, words = run.document.fingerprint, hashlib.sha256(canonical(self.spec())).hexdigest()[:6]
+        empty, missing = True, set(self._columns)
         for chunk, rows in run.chunks():
             empty = False
-            inputs = [_fields(row.raw) for row in run.inputs(chunk)] if self._columns else [{}] * len(rows)
+            inputs = [fields_of(row.raw) for row in run.inputs(chunk)] if self._columns else [{}] * len(rows)
+            missing = {name for name in missing if not any(name in fields for fields in inputs)}
             records = [self._record(row, fields) for row, fields in zip(rows, inputs, strict=True)]
-            run.store.write(layout.parquet(chunk.number, fingerprint), self._encoded(records, schema, chunk.number))
+            if kind is None:
+                records = [{**record, "parsed": _json(record["parsed"])} for record in records]
+            run.store.write(layout.parquet(chunk.number, fingerprint, words), self._encoded(records, schema))
         if empty:
-            run.store.write(layout.parquet(0, fingerprint), self._encoded([], schema, 0))
-        return f"{run.store.uri}/results-*-{fingerprint}.parquet"
+            run.store.write(layout.parquet(0, fingerprint, words), self._encoded([], schema))
+        elif missing:
+            log.warning(
+                "No row of the input has a field %s: in Parquet that column is null", ", ".join(sorted(missing))
+            )
+        return {"files": f"{run.store.uri}/{layout.parquet('*', fingerprint, words)}"}
 
     def _record(self, row: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
         usage, error = row["usage"], row["error"] or {}
@@ -87,43 +106,49 @@ class ParquetSink:
             "attempts": row["attempts"],
         }
 
-    def _encoded(self, records: list[dict[str, Any]], schema: Any, number: int) -> bytes:
+    def _encoded(self, records: list[dict[str, Any]], schema: Any) -> bytes:
         import pyarrow as pa  # noqa: PLC0415 - an extra
         import pyarrow.parquet as pq  # noqa: PLC0415
 
-        if pa.types.is_string(schema.field("parsed").type):
-            records = [{**record, "parsed": _json(record["parsed"])} for record in records]
         try:
             table = pa.Table.from_pylist(records, schema=schema)
-        except (pa.ArrowException, ValueError, TypeError) as error:
-            raise StorageError(f"The rows of chunk {number} do not fit the Parquet schema: {error}") from error
+        except _UNFIT:
+            table = pa.Table.from_pylist([_fit(record, schema) for record in records], schema=schema)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression=self._compression)
         return buffer.getvalue()
 
 
-def _schema(columns: Sequence[str], output_schema: OutputSchema | None) -> Any:
+def _fit(record: dict[str, Any], schema: Any) -> dict[str, Any]:
+    """The record, without its value where that does not fit: an integer of 64 bits and more, say."""
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+
+    try:
+        pa.Table.from_pylist([record], schema=schema)
+    except _UNFIT as error:
+        log.warning("Row %d: parsed is null in Parquet, and stands in output: %s", record["index"], error)
+        return {**record, "parsed": None}
+    return record
+
+
+def _schema(columns: Sequence[str], kind: Any) -> Any:
     import pyarrow as pa  # noqa: PLC0415 - an extra
 
     types = {name: pa.string() for name in (*columns, *COLUMNS)}
     types |= {name: pa.type_for_alias(alias) for name, alias in _NUMBERS.items()}
     types |= {name: pa.int64() for name in _TOKENS}
-    types["parsed"] = pa.string()
-    if output_schema is not None:
-        types["parsed"] = arrow_type(output_schema.schema, closed=output_schema.typed)
+    types["parsed"] = kind or pa.string()
     return pa.schema(list(types.items()))
 
 
 def arrow_type(schema: dict[str, Any], *, closed: bool) -> Any:
-    """The Arrow type of a JSON schema's instances; text, which holds JSON then, where it tells none that is certain.
+    """The Arrow type of a JSON schema's instances; None where it tells none that is certain.
 
     Args:
         schema: the schema.
         closed: objects have no other properties than it names, though it does not say so.
     """
-    import pyarrow as pa  # noqa: PLC0415 - an extra
-
-    return _type(schema, {**schema, _CLOSED: closed}, 0) or pa.string()
+    return _type(schema, {**schema, _CLOSED: closed}, 0)
 
 
 def _type(schema: Any, root: dict[str, Any], depth: int) -> Any:
@@ -136,9 +161,12 @@ def _type(schema: Any, root: dict[str, Any], depth: int) -> Any:
     match schema.get("type"):
         case "object":
             properties = schema.get("properties")
-            if not properties or schema.get("additionalProperties", not root[_CLOSED]) is not False:
+            open_ended = schema.get("additionalProperties", not root[_CLOSED]) is not False
+            if not properties or open_ended or "patternProperties" in schema:
                 return None  # an instance may have more, which would be lost
-            types = {name: _type(each, root, depth + 1) for name, each in properties.items()}
+            # What pydantic computes is not what was answered, and does not land.
+            landed = {name: each for name, each in properties.items() if each is True or not each.get("readOnly")}
+            types = {name: _type(each, root, depth + 1) for name, each in landed.items()}
             return None if None in types.values() else pa.struct(list(types.items()))
         case "array":
             item = _type(schema.get("items"), root, depth + 1) if "prefixItems" not in schema else None
@@ -181,13 +209,16 @@ def _plain(schema: Any, root: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _fields(raw: Any) -> Mapping[str, Any]:
-    """A row's fields; none where it could not be read."""
-    return {} if isinstance(raw, MalformedRow) else parsed(raw) or {}
-
-
 def _text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
+    """As it is, where it is a text that can be written; else as JSON."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # half a surrogate pair, a number of more than 64 bits: the row is a dead letter
+        return json.dumps(value, default=str)
 
 
 def _json(value: Any) -> str | None:

@@ -78,6 +78,10 @@ class Source(Protocol):
         """
         ...
 
+    def forget(self, snapshot: Mapping[str, Any]) -> None:
+        """The run was not begun: what was kept for it is kept no more. Never raises; what can't be removed stays."""
+        ...
+
     def check(self, snapshot: Mapping[str, Any], *, may_be_gone: bool = False) -> list[str]:
         """Compare the pinned input with what is there now. Returns warnings, e.g. of files that came late.
 
@@ -146,6 +150,9 @@ class ListSource:
         starts = tuple((0, first, first) for first in range(0, total, chunk_rows))
         digest = self._digest()
         return Scan({"kind": "list", "rows": total, "sha256": digest}, digest, ChunkPlan(chunk_rows, total, starts))
+
+    def forget(self, snapshot: Mapping[str, Any]) -> None:
+        """Nothing was kept."""
 
     def check(self, snapshot: Mapping[str, Any], *, may_be_gone: bool = False) -> list[str]:
         """A list is pinned whole by its digest, and is always there."""

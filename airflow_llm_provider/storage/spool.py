@@ -8,8 +8,9 @@ a run (`batch.execution`).
     _run/input/<token>-00000.jsonl   rows as lines of JSON, in objects of some megabytes; before run.json
 
 `<token>` is made for each spooling, so that two tries never write the same object; ``run.json`` names the one that
-counts, with each object's size, rows and SHA-256. Until it lies there nothing of a spool counts. It is removed when the
-run is finished; what a try left that was killed while it spooled, then, or when the next generation begins.
+counts, with each object's size, rows and SHA-256. Until it lies there nothing of a spool counts, and a try that does
+not get so far removes its own. It is removed when the run is finished; what a try left that was killed while it
+spooled, when a run begins there after it.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import orjson
 
 from airflow_llm_provider.core.chunks import ChunkPlan
 from airflow_llm_provider.core.request import Position
-from airflow_llm_provider.exceptions import ConfigurationError, SourceError
+from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError, SourceError
 from airflow_llm_provider.storage import layout
 from airflow_llm_provider.storage.duplicates import DuplicateFinder
 from airflow_llm_provider.storage.file_source import Selection
 from airflow_llm_provider.storage.plain_values import plain
-from airflow_llm_provider.storage.source import Scan, SourceRow, duplicate_id
+from airflow_llm_provider.storage.source import MalformedRow, Scan, SourceRow, duplicate_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 OBJECT_BYTES = 4 << 20
 """Of an object, about: it is read whole for the chunks that begin in it."""
+
+_SHOWN_CHARS = 2000
 
 _RESTART = "Set on_stale='restart' and clear the task: its rows are asked for anew, and the run begins anew with them"
 
@@ -60,7 +64,7 @@ class SpooledSource:
         rows: Callable[[], Iterable[Any]],
         *,
         name: str,
-        spec: object,
+        spec: object = None,
         selection: Selection | None = None,
         most_rows: int | None = None,
     ) -> None:
@@ -92,18 +96,17 @@ class SpooledSource:
             StorageError: they could not be written.
         """
         spool = _Spool(self._placed, chunk_rows)
-        with DuplicateFinder() as finder:
-            for number, row in enumerate(self._taken()):
-                label = Selection().label(row)
-                if label is not None and (twice := finder.add(label, number)) is not None:
-                    raise _twice(label, *twice)
-                spool.add(row)
-            if (twice := finder.finish()) is not None:
-                spool.close()
-                raise _twice(str(self._label_of(spool, twice[1])), *twice)
-        spool.close()
+        try:
+            self._fill(spool)
+        except BaseException:
+            self._remove(spool.token, len(spool.objects) + 1)
+            raise
         snapshot = {"kind": self.kind, "token": spool.token, "objects": spool.objects, "rows": spool.rows}
         return Scan(snapshot, spool.digest.hexdigest(), ChunkPlan(chunk_rows, spool.rows, tuple(spool.starts)))
+
+    def forget(self, snapshot: Mapping[str, Any]) -> None:
+        """See `storage.source.Source.forget`."""
+        self._remove(snapshot["token"], len(snapshot["objects"]))
 
     def check(self, snapshot: Mapping[str, Any], *, may_be_gone: bool = False) -> list[str]:
         """Whether what was written lies there: it is asked for no more.
@@ -133,8 +136,23 @@ class SpooledSource:
             while at >= len(lines):
                 number, at = number + 1, 0
                 lines = self._object(snapshot, number)
-            yield SourceRow(index, Position(file="", line=index), lines[at])
+            yield SourceRow(index, Position(file="", line=index), _raw(lines[at]))
             at += 1
+
+    def _fill(self, spool: _Spool) -> None:
+        with DuplicateFinder() as finder:
+            for number, row in enumerate(self._taken()):
+                label = Selection().label(row)
+                if label is not None and (twice := finder.add(label, number)) is not None:
+                    raise _twice(label, *twice)
+                spool.add(row)
+            spool.close()
+            if (twice := finder.finish()) is not None:
+                raise _twice(str(self._label_of(spool, twice[1])), *twice)
+
+    def _remove(self, token: str, objects: int) -> None:
+        with suppress(LLMBatchError):  # the next run that begins here removes them
+            self._placed.delete([layout.spooled(token, number) for number in range(objects)])
 
     @property
     def _placed(self) -> RunStore:
@@ -142,8 +160,8 @@ class SpooledSource:
             raise AssertionError("a spool that has no place yet")
         return self._store
 
-    def _taken(self) -> Iterator[dict[str, Any]]:
-        """What is taken of each row, in JSON's terms."""
+    def _taken(self) -> Iterator[dict[str, Any] | MalformedRow]:
+        """What is taken of each row, in JSON's terms; one that has none makes a bad row later."""
         limit = self._selection.limit
         for number, row in enumerate(self._rows()):
             if not isinstance(row, Mapping):
@@ -157,7 +175,7 @@ class SpooledSource:
                 )
             if number == 0:
                 self._check_columns(row)
-            yield cast("dict[str, Any]", self._selection.take(plain(row)))
+            yield _plain(row, self._selection)
             if number + 1 == limit:
                 return
 
@@ -213,12 +231,9 @@ class _Spool:
         self._lines: list[bytes] = []
         self._bytes = 0
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: dict[str, Any] | MalformedRow) -> None:
         """Write one down."""
-        try:
-            line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
-        except TypeError as error:
-            raise SourceError(f"Row {self.rows} holds what JSON cannot say: {error}") from error
+        line = orjson.dumps([row.message, row.text] if isinstance(row, MalformedRow) else row) + b"\n"
         if self.rows % self._chunk_rows == 0:
             self.starts.append((len(self.objects), self._bytes, len(self._lines)))
         self._lines.append(line)
@@ -237,6 +252,21 @@ class _Spool:
         sha256 = hashlib.sha256(data).hexdigest()
         self.objects.append({"bytes": len(data), "rows": len(self._lines), "sha256": sha256})
         self._lines, self._bytes = [], 0
+
+
+def _plain(row: Mapping[str, Any], selection: Selection) -> dict[str, Any] | MalformedRow:
+    try:
+        taken = cast("dict[str, Any]", selection.take(plain(row)))
+        orjson.dumps(taken)
+    except (TypeError, ValueError, RecursionError) as error:
+        shown = repr(row)[:_SHOWN_CHARS].encode("utf-8", "replace").decode()
+        return MalformedRow(f"it holds what JSON cannot say: {error}", shown)
+    return taken
+
+
+def _raw(line: bytes) -> bytes | MalformedRow:
+    """A row's line; a list is what was said of one that has none."""
+    return MalformedRow(*orjson.loads(line)) if line.startswith(b"[") else line
 
 
 def _twice(label: str, first: int, second: int) -> SourceError:

@@ -165,6 +165,23 @@ class RunStore:
             except FileNotFoundError:
                 return None
 
+    def read_lines(self, name: str) -> Iterator[bytes]:
+        """The object's lines, each with its end, a block in memory at a time; none where it is not there.
+
+        Raises:
+            StorageError: when it could not be read.
+        """
+        if self._files is not None:
+            yield from (self.read(name) or b"").splitlines(keepends=True)
+            return
+        with _naming(f"read {self.uri}/{name}"):
+            self._fs.invalidate_cache(self._at(name))
+            try:
+                with self._fs.open(self._at(name), "rb") as file:
+                    yield from file
+            except FileNotFoundError:
+                return
+
     def size(self, name: str) -> int | None:
         """The object's bytes, counted; None where there is no such object.
 

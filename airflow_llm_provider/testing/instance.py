@@ -57,7 +57,10 @@ def _of_type(schema: dict[str, Any], root: Any, depth: int) -> Any:
             first = schema.get("prefixItems", [])
             items = [_instance(each, root, depth + 1) for each in first]
             more = max(0, schema.get("minItems", 0) - len(items))
-            return [*items, *(_instance(schema.get("items", {}), root, depth + 1) for _ in range(more))]
+            its = [_instance(schema.get("items", {}), root, depth + 1) for _ in range(more)]
+            if schema.get("uniqueItems"):
+                its = [f"{each}{number}" if isinstance(each, str) else each for number, each in enumerate(its)]
+            return [*items, *its]
         case "integer" | "number":
             return _number(schema)
         case "boolean":
@@ -69,6 +72,10 @@ def _of_type(schema: dict[str, Any], root: Any, depth: int) -> Any:
 
 
 def _number(schema: dict[str, Any]) -> Any:
+    low = schema.get("minimum", schema.get("exclusiveMinimum"))
+    high = schema.get("maximum", schema.get("exclusiveMaximum"))
+    if schema.get("type") == "number" and "multipleOf" not in schema and low is not None and high is not None:
+        return (low + high) / 2
     step = schema.get("multipleOf", 1)
     for name, beyond in (("minimum", 0), ("exclusiveMinimum", step)):
         if name in schema:

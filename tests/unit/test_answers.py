@@ -6,6 +6,9 @@ Whole runs against the stub, whose answers a test scripts: `Script`.
 from __future__ import annotations
 
 import json
+import threading
+import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
@@ -13,6 +16,8 @@ import pytest
 from batch_fakes import dead_letter, job_of, part_lines, run, texts, write_rows
 from pydantic import BaseModel
 
+from airflow_llm_provider.batch.gate import RunHeld
+from airflow_llm_provider.batch.slicer import LONG_CHARS
 from airflow_llm_provider.core.answers import AnswerRules
 from airflow_llm_provider.core.output_schema import OutputSchema
 from airflow_llm_provider.core.prompt import RequestSpec
@@ -244,6 +249,62 @@ def test_json_that_stays_cut_off_is_invalid_output(tmp_path: Path) -> None:
     assert line["error"]["message"].startswith("It was cut off at the limit of its tokens. The answer is no JSON")
 
 
+def test_a_number_that_was_cut_off_is_none(tmp_path: Path) -> None:
+    """Nobody can say how many digits would have followed."""
+    script = Script({"": [answer("12", "length"), answer("1234")]})
+    rules = AnswerRules(schema=OutputSchema(int), retry_max_tokens=99)
+    _, (line,) = land(script, tmp_path, answers=rules, requests=LIMITED)
+    assert (line["parsed"], line["attempts"]) == (1234, 2)
+    assert "More digits may have followed" in script.asked[""][1]["messages"][2]["content"]
+
+
+def test_json_that_ends_where_its_tokens_do_is_whole(tmp_path: Path) -> None:
+    _, (line,) = land(Script({"": [answer(GOOD, "length")]}), tmp_path, requests=LIMITED)
+    assert (line["status"], line["attempts"]) == ("succeeded", 1)
+
+
+def test_a_long_answer_is_validated_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one costs may be seconds, in which nothing would give way."""
+    threads = []
+    schema = OutputSchema(list[str])
+    parse = schema.parse
+
+    def noted(text: str | None) -> Any:
+        threads.append(threading.current_thread())
+        return parse(text)
+
+    monkeypatch.setattr(schema, "parse", noted)
+    script = Script({"text 0": [answer(json.dumps(["x" * LONG_CHARS]))], "": [answer('["short"]')]})
+    manifest, lines = land(script, tmp_path, rows=2, answers=AnswerRules(schema=schema), max_in_flight=1)
+    assert manifest["counts"]["succeeded"] == 2
+    assert lines[0]["parsed"] == ["x" * LONG_CHARS]
+    assert len(threads) == 2
+    assert threads[0] is not threads[1]
+
+
+def test_a_row_that_is_never_valid_ends_over_shifts(tmp_path: Path) -> None:
+    """What it was asked already is kept while the task is away."""
+    source = write_rows(tmp_path / "rows.jsonl", texts(1))
+    script = Script({"": [answer(BAD)]})
+
+    def slowly(body: dict[str, Any], nth: int) -> Fault | None:
+        time.sleep(0.3)  # noqa: TID251 - in the server's thread
+        return script(body, nth)
+
+    with StubVLLM(fault=slowly) as stub:
+        for _ in range(6):
+            job = job_of(stub, source, answers=RULES, shift=timedelta(seconds=0.2))
+            try:
+                manifest = run(job, RunStore(str(tmp_path / "run")))
+            except RunHeld:
+                continue
+            break
+        else:
+            pytest.fail("it goes round for ever")
+    assert manifest["counts"]["invalid_output"] == 1
+    assert len(script.asked[""]) == 3
+
+
 # -- what lies there, and who reads it
 
 
@@ -304,7 +365,7 @@ def test_results_that_are_not_there_are_told_of(tmp_path: Path) -> None:
         list(read_results({**manifest, "fingerprint": "0" * 12}))
     part = next((tmp_path / "run").glob("part-00001-*"))
     part.unlink()
-    with pytest.raises(Exception, match="has 0 of its 1 rows"):
+    with pytest.raises(Exception, match="has 0 of its 1 lines"):
         list(read_results(manifest))
     (tmp_path / "run" / "manifest.json").unlink()
     with pytest.raises(Exception, match="There is no"):

@@ -30,6 +30,8 @@ class Leaf(BaseModel):
     below: Annotated[int, Field(lt=-3)]
     name: Annotated[str, Field(min_length=3)]
     pair: tuple[int, str]
+    share: Annotated[float, Field(gt=0, lt=1)]
+    two: Annotated[set[str], Field(min_length=2)]
     optional: int = 7
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.configuration import conf
-from airflow.sdk import DAG, NEVER_EXPIRE, Asset, task
+from airflow.sdk import DAG, NEVER_EXPIRE, Asset, ObjectStoragePath, task
 from batch_fakes import IDENTITY, part_lines, texts, write_rows
 
 from airflow_llm_provider import exceptions
@@ -26,6 +26,7 @@ from airflow_llm_provider.operators.llm_batch import LLMBatchOperator, ResultsLi
 from airflow_llm_provider.operators.marker import RunMarker
 from airflow_llm_provider.operators.paths import browse_link, result_uri
 from airflow_llm_provider.results import read_results
+from airflow_llm_provider.sinks import Parquet
 from airflow_llm_provider.sources import Files, Query, source_of
 from airflow_llm_provider.storage.jsonl import JsonlSource
 from airflow_llm_provider.storage.source import ListSource
@@ -450,10 +451,14 @@ def test_files_are_rendered_in_a_copy_and_what_they_come_from_is_upstream() -> N
         files = Files("{{ ds }}/*.csv", columns=["{{ ds }}"])
         first = operator(task_id="a", source=files)
         second = operator(task_id="b", source=Files(export()))
+        mapped = LLMBatchOperator.partial(task_id="c", source=Files(export()), prompt="x").expand(model=["a", "b"])
+        expanded = LLMBatchOperator.partial(task_id="e", prompt="x").expand(source=[Files(export()), Files("y")])
     assert second.upstream_task_ids == {"export"}
+    assert mapped.upstream_task_ids == {"export__1"}
+    assert expanded.upstream_task_ids == {"export__2"}
     for day in ("2026-01-02", "2026-01-03"):
         each = copy(first)
-        each.render_template_fields({"ds": day})
+        each.render_template_fields({"ds": day, "task": each})
         assert (each.source.paths, each.source.columns) == (f"{day}/*.csv", [day])
     assert files.paths == "{{ ds }}/*.csv"
 
@@ -461,11 +466,52 @@ def test_files_are_rendered_in_a_copy_and_what_they_come_from_is_upstream() -> N
 def test_a_query_is_rendered_as_files_are() -> None:
     query = Query("SELECT '{{ ds }}'", conn_id="{{ ds }}", parameters={"day": "{{ ds }}"}, custom_id="{{ ds }}")
     each = copy(operator(source=query))
-    each.render_template_fields({"ds": "2026-01-02"})
+    each.render_template_fields({"ds": "2026-01-02", "task": each})
     assert each.source == Query(
         "SELECT '2026-01-02'", conn_id="2026-01-02", parameters={"day": "2026-01-02"}, custom_id="2026-01-02"
     )
     assert query.sql == "SELECT '{{ ds }}'"
+
+
+def test_what_a_query_is_asked_with_is_told_to_nobody() -> None:
+    query = Query("SELECT 1", conn_id="db", parameters={"key": SECRET})
+    for told in (repr(query), str(query.open()), str(query.open().spec())):
+        assert SECRET not in told
+    assert query.open().spec() != Query("SELECT 1", conn_id="db", parameters={"key": "other"}).open().spec()
+    assert query.open().spec() == Query("SELECT 1", conn_id="db", parameters={"key": SECRET}).open().spec()
+
+
+def test_an_asset_is_an_inlet() -> None:
+    asset = Asset("file:///data/a.jsonl")
+    assert operator(source=asset).inlets == [asset]
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ObjectStoragePath("file:///data/a.jsonl"),
+        [ObjectStoragePath("file:///data/a.jsonl")],
+        [Path("/data/a.jsonl")],
+        Files(Path("/data/a.jsonl")),
+        Files([ObjectStoragePath("file:///data/a.jsonl")]),
+    ],
+)
+def test_paths_of_every_kind(paths: Any) -> None:
+    assert isinstance(source_of(paths), JsonlSource)
+    assert str(source_of(paths)).endswith("/data/a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (Files("/x.csv", columns=["a"]), "Parquet shows b, which is not among the columns that the source takes: a"),
+        (Query("SELECT 1", conn_id="db", columns=["a"], custom_id="b"), "b is the rows' label: the column custom_id"),
+    ],
+)
+def test_columns_that_rows_have_not(results: Path, source: Any, told: str) -> None:
+    with pytest.raises(AirflowFailException, match=told):
+        operator(source=source, sinks=Parquet(columns=["b"])).execute(context_of())
+    assert not results.exists() or not list(results.iterdir())
 
 
 # -- what answers must be

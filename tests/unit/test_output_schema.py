@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, computed_field, field_serializer, field_validator
 
 from airflow_llm_provider.core.output_schema import MOST_ERRORS, NotValid, OutputSchema, Parsed
 from airflow_llm_provider.exceptions import ConfigurationError
@@ -82,10 +83,14 @@ def test_space_and_a_fence_around_it_are_no_harm(around: str) -> None:
         (SCHEMA, '{"subject": "P", "urgency": "low", "more": 1}', "Additional properties are not allowed"),
         (SCHEMA, "NaN", "no JSON"),
         (float, "NaN", "no JSON"),
-        (int, "1" * 30, "more than 64 bits"),
+        (int, "1" * 30, "64-bit"),
         (Any, "[" * 500 + "]" * 500, "recursion limit"),
         ({}, "[" * 500 + "]" * 500, "nested too deeply"),
-        ({"$ref": "#/$defs/x", "$defs": {"x": {"items": {"$ref": "#/$defs/x"}}}}, "[" * 900 + "]" * 900, "too deeply"),
+        (
+            {"$ref": "#/$defs/x", "$defs": {"x": {"items": {"$ref": "#/$defs/x"}}}},
+            "[" * 900 + "]" * 900,
+            "could not be checked: Recursion",
+        ),
     ],
 )
 def test_what_is_no_instance_is_told_so(wanted: Any, text: str | None, words: str) -> None:
@@ -138,9 +143,58 @@ def test_what_a_server_is_sent() -> None:
         ({"enum": [object()]}, "what JSON cannot say"),
         ({"$ref": "https://example.com/schema.json"}, "only #/… is followed"),
         ({"properties": {"a": {"$ref": "#/$defs/missing"}}}, "is not in it"),
+        ({"$dynamicRef": "#/$defs/missing"}, "is not in it"),
         ({"pattern": "("}, "is no JSON schema"),
+        ('{"type": "object"}', "must be a JSON schema"),
+        (Annotated[int, Field(le=10**30)], "what JSON cannot say"),
     ],
 )
 def test_what_is_no_schema_is_refused_when_the_dag_is_parsed(wanted: Any, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words.replace("(", r"\(")):
         OutputSchema(wanted)
+
+
+class Other(BaseModel):
+    """Is read under other names than it is written in Python, and has what nobody answered."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    wants_refund: bool = Field(alias="wantsRefund")
+    day: date
+
+    @computed_field
+    def year(self) -> int:
+        return self.day.year
+
+    @field_serializer("day")
+    def _iso(self, day: date) -> str:
+        return day.isoformat()
+
+
+def test_what_lands_is_what_the_type_reads() -> None:
+    found = OutputSchema(Other).parse('{"wantsRefund": true, "day": "2026-12-01"}')
+    assert found == Parsed({"wantsRefund": True, "day": "2026-12-01"})
+    assert isinstance(found, Parsed)
+    assert TypeAdapter(Other).validate_json(json.dumps(found.value)).year == 2026
+
+
+@pytest.mark.parametrize("text", ['{"x": "NaN"}', '{"x": "Infinity"}'])
+def test_a_number_that_json_cannot_write_is_none(text: str) -> None:
+    assert isinstance(OutputSchema(dict[str, float]).parse(text), NotValid)
+
+
+def test_properties_stay_in_their_order() -> None:
+    """In which a server's grammar has them: a model that answers before it reasons answers otherwise."""
+    wanted = {"type": "object", "properties": {"reasoning": {"type": "string"}, "answer": {"type": "string"}}}
+    assert list(OutputSchema(wanted).schema["properties"]) == ["reasoning", "answer"]
+
+
+@pytest.mark.parametrize("wanted", [{"additionalProperties": False}, Other])
+def test_a_name_of_the_models_own_making_is_told_short(wanted: Any) -> None:
+    found = OutputSchema(wanted).parse(json.dumps({"x" * 100_000: 1}))
+    assert isinstance(found, NotValid)
+    assert len(found.message) < 3_000
+
+
+@pytest.mark.parametrize("text", ["```json" + "\n" * 200_000 + "{", "```" * 100_000, "```json", "``````", "```x```"])
+def test_a_fence_that_is_none_costs_nothing_and_is_no_json(text: str) -> None:
+    assert isinstance(OutputSchema(Ticket).parse(text), NotValid)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from datetime import date  # noqa: TC003 - pydantic reads it
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -11,23 +13,22 @@ import pytest
 from batch_fakes import KilledStore, job_of, part_lines, run, texts, write_rows
 from openai.types.chat import ChatCompletion
 from openai.types.completion import Completion as TextCompletion
-from pydantic import BaseModel
+from pydantic import BaseModel, computed_field, field_serializer
 from test_answers import Script, answer
 
 from airflow_llm_provider.core.answers import AnswerRules
 from airflow_llm_provider.core.output_schema import OutputSchema
 from airflow_llm_provider.core.prompt import RequestSpec
-from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError, SourceError
+from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError, SinkError, SourceError
 from airflow_llm_provider.sinks import OpenAIBatch, Parquet, sinks_of
 from airflow_llm_provider.storage.sink_openai import OpenAISink
 from airflow_llm_provider.storage.sink_parquet import COLUMNS, ParquetSink, arrow_type
 from airflow_llm_provider.storage.source import ListSource
+from airflow_llm_provider.storage.spool import SpooledSource
 from airflow_llm_provider.storage.store import RunStore
 from airflow_llm_provider.testing import Fault, StubVLLM
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from airflow_llm_provider.batch.job import BatchJob
 
 
@@ -35,6 +36,21 @@ class Ticket(BaseModel):
     urgency: Literal["low", "high"]
     words: int
     tags: list[str] = []
+
+
+CLOSED = {"properties": {"a": {"type": "integer"}}, "type": "object", "additionalProperties": False}
+
+
+class Computed(BaseModel):
+    day: date
+
+    @computed_field
+    def year(self) -> int:
+        return self.day.year
+
+    @field_serializer("day")
+    def _iso(self, day: date) -> str:
+        return day.isoformat()
 
 
 GOOD = '{"urgency": "low", "words": 3, "tags": ["a"]}'
@@ -89,7 +105,12 @@ def test_parquet_has_one_schema_and_every_row(tmp_path: Path, folder: Path) -> N
         assert row["http_status"] == (line["error"] or {}).get("http_status")
     assert (rows[0]["n"], rows[0]["text"], rows[0]["more"]) == ("0", "text 0", '{"x":0}')
     assert [row["n"] for row in rows[-2:]] == [None, None], "a line that is no JSON, and one without the field"
-    assert manifest["sinks"] == {"parquet": f"{folder}/results-*-{manifest['fingerprint']}.parquet"}
+    told = manifest["sinks"]["parquet"]
+    assert {name: told[name] for name in ("columns", "compression")} == {
+        "columns": ["n", "text", "more"],
+        "compression": "zstd",
+    }
+    assert {str(path) for path in folder.glob(Path(told["files"]).name)} == set(map(str, folder.glob("results-*")))
     assert {row["status"] for row in rows} == {"succeeded", "invalid_output", "errored"}
 
 
@@ -119,24 +140,74 @@ def test_a_run_without_rows_has_a_file_without_rows(stub: StubVLLM, folder: Path
         (int | None, "int64"),
         (float, "double"),
         (bool, "bool"),
-        (int | str, "string"),
-        (dict[str, int], "string"),
-        (tuple[int, str], "string"),
-        ({"type": "object", "properties": {"a": {"type": "integer"}}}, "string"),
+        (int | str, None),
+        (dict[str, int], None),
+        (tuple[int, str], None),
+        ({"type": "object", "properties": {"a": {"type": "integer"}}}, None),
+        ({**CLOSED, "patternProperties": {"^z": {}}}, None),
+        (Computed, "struct<day: string>"),
         (
             {"properties": {"a": {"type": "integer"}}, "type": "object", "additionalProperties": False},
             "struct<a: int64>",
         ),
         ({"type": ["integer", "null"]}, "int64"),
-        ({"type": ["integer", "string"]}, "string"),
-        ({"const": 5}, "string"),
-        ({}, "string"),
-        ({"$ref": "#/$defs/x", "$defs": {"x": {"items": {"$ref": "#/$defs/x"}, "type": "array"}}}, "string"),
+        ({"type": ["integer", "string"]}, None),
+        ({"const": 5}, None),
+        ({}, None),
+        ({"$ref": "#/$defs/x", "$defs": {"x": {"items": {"$ref": "#/$defs/x"}, "type": "array"}}}, None),
     ],
 )
-def test_the_type_of_a_schema(schema: Any, kind: str) -> None:
+def test_the_type_of_a_schema(schema: Any, kind: str | None) -> None:
     wanted = OutputSchema(schema)
-    assert str(arrow_type(wanted.schema, closed=wanted.typed)) == kind
+    found = arrow_type(wanted.landed, closed=wanted.typed)
+    assert (None if found is None else str(found)) == kind
+
+
+def test_a_text_is_a_text_where_that_is_what_was_wanted(tmp_path: Path, folder: Path) -> None:
+    rules = AnswerRules(schema=OutputSchema(Literal["a", "b"]))
+    with StubVLLM(fault=lambda *_: answer('"a"')) as stub:
+        run(job_of(stub, ListSource(texts(1)), answers=rules, sinks=(ParquetSink(),)), RunStore(str(folder)))
+    assert table_of(folder).column("parsed").to_pylist() == ["a"]
+    assert tmp_path.exists()
+
+
+def test_a_value_that_does_not_fit_is_null_and_stands_in_output(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A run must not want for its manifest because of what a model said."""
+    rules = AnswerRules(schema=OutputSchema({"type": "integer"}))
+    script = Script({"text 1": [answer("9223372036854775808")], "text 2": [answer("1e30")], "": [answer("7")]})
+    with StubVLLM(fault=script) as stub:
+        job = job_of(stub, ListSource(texts(4)), answers=rules, sinks=(ParquetSink(),))
+        assert run(job, RunStore(str(folder)))["counts"]["succeeded"] == 4
+    table = table_of(folder)
+    assert table.column("parsed").to_pylist() == [7, None, None, 7]
+    assert table.column("output").to_pylist()[1] == "9223372036854775808"
+    assert "Row 1: parsed is null in Parquet" in caplog.text
+
+
+def test_fields_of_rows_that_are_dead_letters_are_shown_as_they_can_be(stub: StubVLLM, folder: Path) -> None:
+    rows = [{"text": "fine", "x": 1}, {"text": "half \ud800", "x": {"n": 10**30}}]
+    sinks = (ParquetSink(columns=["text", "x"]), OpenAISink())
+    manifest = run(job_of(stub, ListSource(rows), sinks=sinks), RunStore(str(folder)))
+    assert manifest["counts"]["errored"] == 1
+    assert table_of(folder).column("text").to_pylist() == ["fine", "half ?"]
+
+
+def test_a_column_that_no_row_has_is_told_of(stub: StubVLLM, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sinks = (ParquetSink(columns=["text", "tpyo"]),)
+    run(job_of(stub, ListSource(texts(5)), sinks=sinks), RunStore(str(folder)))
+    assert "No row of the input has a field tpyo" in caplog.text
+
+
+def test_answers_that_are_nested_too_deeply_for_that_apis_lines(folder: Path) -> None:
+    deep: Any = "x"
+    for _ in range(249):
+        deep = [deep]
+    with StubVLLM(fault=lambda *_: answer(None, message={"role": "assistant", "tool_calls": deep})) as stub:
+        run(job_of(stub, ListSource(texts(1)), sinks=(OpenAISink(),)), RunStore(str(folder)))
+    assert part_lines(folder)[0]["tool_calls"] is not None
+    (path,) = folder.glob("output-*.jsonl")
+    (line,) = read_openai(path)
+    assert line["custom_id"] == "doc-0"
 
 
 def test_what_has_no_type_of_its_own_is_json(tmp_path: Path, folder: Path) -> None:
@@ -267,6 +338,39 @@ def test_columns_of_an_input_that_has_changed(stub: StubVLLM, tmp_path: Path, fo
     job = job_of(stub, str(tmp_path / "rows.jsonl"), sinks=(ParquetSink(columns=["text"]),))
     with pytest.raises(SourceError, match="has changed since this run began"):
         run(job, store)
+
+
+@pytest.mark.parametrize("on_stale", ["fail", "restart"])
+def test_rows_that_are_gone_by_then_are_no_reason_to_do_the_run_again(
+    stub: StubVLLM, folder: Path, on_stale: str
+) -> None:
+    def job(*sinks: ParquetSink) -> BatchJob:
+        source = SpooledSource(lambda: texts(6), name="rows", spec="rows")
+        return job_of(stub, source, sinks=sinks, on_stale=on_stale)
+
+    first = run(job(), RunStore(str(folder)))
+    with pytest.raises(SinkError, match="leave that sink, or its columns, out, and clear the task"):
+        run(job(ParquetSink(columns=["text"])), RunStore(str(folder)))
+    assert stub.received == 6
+    assert run(job(), RunStore(str(folder))) == first
+    second = run(job(ParquetSink()), RunStore(str(folder)))
+    assert (second["generation"], stub.received) == (1, 6)
+    assert table_of(folder).num_rows == 6
+
+
+def test_other_columns_are_another_sink(stub: StubVLLM, tmp_path: Path, folder: Path) -> None:
+    first = run(job_with(stub, tmp_path), RunStore(str(folder)))
+    other = (ParquetSink(columns=["custom"], compression="gzip"),)
+    second = run(job_with(stub, tmp_path, sinks=other), RunStore(str(folder)))
+    assert stub.received == 9
+    assert second["sinks"]["parquet"]["columns"] == ["custom"]
+    assert second["sinks"]["openai_batch"] == first["sinks"]["openai_batch"], "it lies there still"
+    assert {name: value for name, value in second.items() if name != "sinks"} == {
+        name: value for name, value in first.items() if name != "sinks"
+    }
+    its = sorted(folder.glob(Path(second["sinks"]["parquet"]["files"]).name))
+    assert {pq.read_schema(path).names[0] for path in its} == {"custom"}
+    assert len(its) == 3
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -22,8 +24,11 @@ from airflow_llm_provider.exceptions import (
     StorageError,
 )
 from airflow_llm_provider.sources import Files, FunctionSource
+from airflow_llm_provider.storage import layout, opening
 from airflow_llm_provider.storage import spool as spool_module
+from airflow_llm_provider.storage.document import RunDocument
 from airflow_llm_provider.storage.file_source import Selection
+from airflow_llm_provider.storage.plain_values import plain
 from airflow_llm_provider.storage.spool import SpooledSource
 from airflow_llm_provider.storage.state_files import StateFiles
 from airflow_llm_provider.storage.store import RunStore
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from airflow_llm_provider.batch.job import BatchJob
     from airflow_llm_provider.testing import StubVLLM
 
 ROWS = 20
@@ -140,7 +146,6 @@ def test_values_that_json_has_no_word_for(store: RunStore) -> None:
         ([{"a": 1}, "x"], {}, SourceError, "row 1 is a str, not an object"),
         ([{"a": 1}], {"custom_id": "b"}, SourceError, "has no column b. It has: a"),
         ([{"a": 1}], {"columns": ("a", "c")}, SourceError, "has no column c"),
-        ([{"a": 2**70}], {}, SourceError, "Row 0 holds what JSON cannot say"),
         ([{"custom_id": "x"}, {"custom_id": "y"}, {"custom_id": "x"}], {}, DuplicateIdError, "item 0 and item 2"),
         ([{"i": 1}, {"i": 1}], {"custom_id": "i"}, DuplicateIdError, "custom_id '1' stands twice"),
         ([{"a": 1}] * 4, {"most_rows": 3}, ConfigurationError, "more than the 3 rows"),
@@ -263,7 +268,85 @@ def test_it_may_be_kept_in_airflow(stub: StubVLLM) -> None:
     assert not [key for key in values.kept if "input" in key]
 
 
+def test_a_row_that_json_cannot_say_is_one_bad_row(stub: StubVLLM, store: RunStore, tmp_path: Path) -> None:
+    rows = [{"text": "fine"}, {"text": 2**70}, {"text": "half \ud800"}, {"text": object()}, {"text": "fine"}]
+    manifest = run(job_of(stub, spooled(lambda: rows)), store)
+    assert manifest["counts"]["errored"] == 3
+    lines = part_lines(tmp_path / "run")
+    assert [line["status"] for line in lines] == ["succeeded", "errored", "errored", "errored", "succeeded"]
+    assert "item 3: it holds what JSON cannot say: JSON has no word for a object" in lines[3]["error"]["message"]
+
+
+def test_numbers_of_other_kinds_are_numbers() -> None:
+    """NumPy's are registered with these."""
+
+    @Integral.register
+    class Whole:
+        def __int__(self) -> int:
+            return 7
+
+    assert plain({"n": Whole(), "x": Fraction(1, 2), "nan": float("inf")}) == {"n": 7, "x": 0.5, "nan": None}
+
+
+def test_a_try_that_does_not_begin_leaves_nothing(stub: StubVLLM, tmp_path: Path) -> None:
+    asked = Asked()
+    stub.behaviour.api_key = "another"
+    for _ in range(3):
+        with pytest.raises(LLMBatchError):
+            run(job_of(stub, spooled(asked)), RunStore(str(tmp_path / "run")))
+    twice = [{"custom_id": "a"}, {"custom_id": "a"}]
+    with pytest.raises(DuplicateIdError):
+        run(job_of(stub, spooled(lambda: twice)), RunStore(str(tmp_path / "run")))
+    assert inputs(tmp_path) == []
+    assert asked.times == 3
+
+
+def test_what_a_killed_try_left_goes_when_a_run_begins(stub: StubVLLM, store: RunStore, tmp_path: Path) -> None:
+    left = tmp_path / "run" / "_run" / "input" / "0badf00d-00000.jsonl"
+    left.parent.mkdir(parents=True)
+    left.write_text('{"text": "of another call"}\n')
+    assert run(job_of(stub, spooled(Asked())), store)["counts"]["succeeded"] == ROWS
+    assert inputs(tmp_path) == []
+
+
+def test_an_end_that_tidies_up_late_leaves_its_successors_rows(stub: StubVLLM, tmp_path: Path) -> None:
+    """It has listed what to remove when a rerun is getting ready, and stands still; the rerun goes on."""
+    folder = str(tmp_path / "run")
+    asked = Asked()
+    first = run(job_of(stub, spooled(asked)), RunStore(folder))
+    document = RunDocument.decode(RunStore(folder).read(layout.RUN) or b"", uri="")
+    rerun = spooled(asked).beside(RunStore(folder))
+    scan = rerun.scan(4)
+    late = RunStore(folder)
+    opening.tidy(late, opening.untidy(late, document))
+    assert len(inputs(tmp_path)) == len(scan.snapshot["objects"])
+    again = run(job_of(stub, spooled(asked), rerun=True, epoch=1, try_number=2), RunStore(folder))
+    assert (first["generation"], again["generation"]) == (1, 2)
+    assert inputs(tmp_path) == []
+
+
 # -- functions
+
+
+def test_other_arguments_are_another_run(stub: StubVLLM, tmp_path: Path) -> None:
+    def job(word: str) -> BatchJob:
+        return job_of(stub, FunctionSource(lambda: [{"text": word}], name="rows", arguments={"op_args": [word]}))
+
+    run(job("one"), RunStore(str(tmp_path / "run")))
+    with pytest.raises(LLMBatchError, match=r"source\.arguments was 'sha256:"):
+        run(job("two"), RunStore(str(tmp_path / "run")))
+    assert stub.received == 1
+
+
+def test_one_that_says_something_else_in_the_next_try_ends_the_run(stub: StubVLLM, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in texts(9)))
+    said = iter([Files(str(path)), Files(str(path), columns=["text"])])
+    first = job_of(stub, FunctionSource(lambda: next(said), name="where"))
+    with pytest.raises(LLMBatchError):
+        run(first, KilledStore(str(tmp_path / "run"), at=6))
+    with pytest.raises(SourceError, match=r"where\(\) says now that its rows are .*columns"):
+        run(job_of(stub, FunctionSource(lambda: next(said), name="where")), RunStore(str(tmp_path / "run")))
 
 
 def test_a_function_that_says_where_rows_lie_is_asked_in_each_try(stub: StubVLLM, tmp_path: Path) -> None:

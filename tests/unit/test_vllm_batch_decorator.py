@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.sdk import DAG, task
+from airflow.sdk import DAG, Asset, task
 from batch_fakes import part_lines
 from test_llm_batch_operator import context_of
 
@@ -99,6 +99,14 @@ def test_what_it_depends_on_and_what_is_rendered() -> None:
     assert operator.retries == 3
     assert {"op_args", "op_kwargs", "result_path", "vllm_conn_id", "model", "deadline"} == set(operator.template_fields)
     assert operator.operator_name == "@task.vllm_batch"
+
+
+def test_assets_that_it_is_handed_are_inlets(results: Path) -> None:
+    asset = Asset("s3://b/x")
+    task = operator_of(lambda given: [{"text": given.uri}], asset)
+    task.execute(context_of())
+    assert task.inlets == [asset]
+    assert results.exists()
 
 
 def test_it_is_a_decorator_of_airflows_own() -> None:
