@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.core.prompt import PATHS
 from airflow_llm_provider.exceptions import SinkError, SourceError, TooManyErrorsError
-from airflow_llm_provider.storage import manifest, opening
+from airflow_llm_provider.storage import layout, manifest, opening
 from airflow_llm_provider.storage.sink import FinishedRows
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def finish(job: BatchJob, document: RunDocument, store: RunStore, *, ledger: Led
     letters = ledger.totals.done - ledger.totals.succeeded
     if letters:
         parts.assemble_dead_letters(ledger.committed, listing)
+    elif (name := layout.dead_letter(document.fingerprint)) in listing:
+        store.delete([name])  # of before a replay
     opening.remove_foreign(store, listing, document.fingerprint)
     written = _write_sinks(job, document, store)
     now = utc_now()
@@ -69,6 +71,11 @@ def finish(job: BatchJob, document: RunDocument, store: RunStore, *, ledger: Led
         )
     log.info("The results are at %s", built["parts"])
     return built
+
+
+def whole(finished: dict[str, Any]) -> bool:
+    """Whether every row of a finished run succeeded."""
+    return bool(finished["counts"]["total"] == finished["counts"]["succeeded"])
 
 
 def add_sinks(job: BatchJob, document: RunDocument, store: RunStore, manifest: dict[str, Any]) -> dict[str, Any]:

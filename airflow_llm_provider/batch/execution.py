@@ -9,25 +9,20 @@ from __future__ import annotations
 import logging
 import secrets
 from dataclasses import dataclass, replace
-from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
-from airflow_llm_provider.batch import tries
+from airflow_llm_provider.batch import replay, tries
 from airflow_llm_provider.batch.clock import utc_now
-from airflow_llm_provider.batch.ending import add_sinks, finish, judge, lacks_sinks
+from airflow_llm_provider.batch.ending import add_sinks, finish, judge, lacks_sinks, whole
 from airflow_llm_provider.batch.gate import await_release
 from airflow_llm_provider.batch.loop import run_apart
 from airflow_llm_provider.batch.preflight import identify, what_serves
-from airflow_llm_provider.batch.prepare import Preparer
 from airflow_llm_provider.batch.reporter import Earlier
 from airflow_llm_provider.batch.server import check_swap
+from airflow_llm_provider.batch.shaping import check_sample, shaping_of
 from airflow_llm_provider.batch.work import work_off
-from airflow_llm_provider.core.identity import canonical, differences, fingerprint
+from airflow_llm_provider.core.identity import differences, fingerprint
 from airflow_llm_provider.core.ledger import Ledger
-from airflow_llm_provider.core.prompt import RequestTemplate
-from airflow_llm_provider.core.request import BadRow
 from airflow_llm_provider.endpoint.identity import ServedModel
 from airflow_llm_provider.exceptions import (
     ConfigurationError,
@@ -37,26 +32,24 @@ from airflow_llm_provider.exceptions import (
     StaleRunError,
     StorageError,
 )
-from airflow_llm_provider.storage import layout, opening
+from airflow_llm_provider.storage import layout, opening, reopening
 from airflow_llm_provider.storage.document import RunDocument
 from airflow_llm_provider.storage.journal import Journal
 from airflow_llm_provider.storage.lease import Lease
 from airflow_llm_provider.storage.parts import Parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from airflow_llm_provider.batch.job import BatchJob
     from airflow_llm_provider.batch.stop import StopSwitch
     from airflow_llm_provider.core.ledger import Totals
     from airflow_llm_provider.core.occupancy import Occupancy
+    from airflow_llm_provider.core.request import Status
     from airflow_llm_provider.storage.source import Scan
     from airflow_llm_provider.storage.store import RunStore
 
 log = logging.getLogger(__name__)
-
-SAMPLE_ROWS = 20
-"""Rows rendered before a run begins: where none of them can become a request, the DAG is wrong and not the rows."""
 
 
 class EmptySourceSkip(Exception):  # noqa: N818 - no error: the DAG asked for it
@@ -168,6 +161,8 @@ class JobRun:
             return self._begin(found, why=None)
         if self._asked_to_rerun(found):  # whatever has changed since: that may be why
             return self._begin(found, why="rerun=True")
+        if found.manifest is not None and (statuses := replay.asked_for(self._job, self._store, found)):
+            return self._replay(document, found, found.manifest, statuses)
         self._check_shaping(document)
         if found.manifest is None:
             return self._resume(document, found)
@@ -175,11 +170,11 @@ class JobRun:
         if lacks_sinks(self._job, found.manifest):
             self._take(found)
             manifest = add_sinks(self._job, document, self._store, found.manifest)
-            self._tidy(document, lambda: None)
+            self._tidy(document, manifest, lambda: None)
             return manifest
         when = found.manifest["finished_at"]
         log.info("This run finished at %s; nothing is sent. rerun=True does it again", when)
-        self._tidy(document, lambda: self._take(found))
+        self._tidy(document, found.manifest, lambda: self._take(found))
         return found.manifest
 
     def _take(self, found: opening.Found) -> dict[str, Any] | None:
@@ -203,41 +198,21 @@ class JobRun:
             )
         return now.manifest
 
-    def _tidy(self, document: RunDocument, take: Callable[[], object]) -> None:
+    def _tidy(self, document: RunDocument, manifest: dict[str, Any], take: Callable[[], object]) -> None:
         """Remove what a finished run needs no more; what can't be removed may stay.
 
         Args:
             document: the run's.
+            manifest: the run's: rows that can be had once stay where some did not succeed, for a replay.
             take: takes the lease, where it is not held.
         """
         try:
-            if left := opening.untidy(self._store, document):
+            if left := opening.untidy(self._store, document, keeps_input=not whole(manifest)):
                 take()
                 opening.tidy(self._store, left)
                 self._lease.release()
         except (RunStoppedError, StorageError) as error:
             log.info("What only a resume would have needed stays there: %s", error)
-
-    def _shaping(self) -> dict[str, Any]:
-        """Everything that shapes an answer and is known before the endpoint is asked; no URLs, keys or headers."""
-        requests = self._job.requests
-        template = RequestTemplate(requests, model=self._job.model or "")
-        shaping = {
-            "model": self._job.model,
-            "endpoint": requests.endpoint,
-            "prompt": requests.prompt,
-            "messages": [dict(message) for message in requests.messages] if requests.messages else None,
-            "system_prompt": requests.system_prompt,
-            "parameters": dict(requests.parameters),
-            "context": template.used_context(),
-            "source": self._job.source.spec(),
-        }
-        if requests.renames_model and not requests.templated:
-            shaping["renames_model"] = True
-        if answers := self._job.answers.shaping():
-            shaping["answers"] = answers
-        normal: dict[str, Any] = orjson.loads(canonical(shaping))  # as run.json will give it back: no tuples
-        return normal
 
     def _check_shaping(self, document: RunDocument) -> None:
         """Whether the run that lies there would be begun the same way today, as far as that is known by itself.
@@ -250,7 +225,7 @@ class JobRun:
                 f"The run at {self._store.uri} was planned for shares by an LLMBatchGroup of the same id. Let that "
                 "finish it, or set on_stale='restart' to begin it anew (what it has done is removed)"
             )
-        if changed := differences(document.shaping, self._shaping()):
+        if changed := differences(document.shaping, shaping_of(self._job)):
             raise StaleRunError(
                 f"The run at {self._store.uri} was begun with other inputs: {'; '.join(changed)}. Put them back, "
                 "or set on_stale='restart' to begin it anew (what it has done is removed)"
@@ -309,9 +284,9 @@ class JobRun:
         if rows == 0:
             self._check_empty_is_fine()
         served = self._ask_endpoint(self._job.model) if rows else {}
-        shaping = self._shaping()
+        shaping = shaping_of(self._job)
         if rows:
-            self._check_sample(scan, served["model"])
+            check_sample(self._job, scan, served["model"])
         generation = after.generation + 1 if after else 1
         # Of another generation all names are others: what a try of before writes or removes late is none of ours.
         again = {"generation": generation} if generation > 1 else {}
@@ -336,6 +311,28 @@ class JobRun:
         """What follows when the intent has been written."""
         return self._work(self._open(document))
 
+    def _replay(
+        self, document: RunDocument, found: opening.Found, manifest: dict[str, Any], statuses: Sequence[Status]
+    ) -> dict[str, Any]:
+        """Open a finished run again, and ask for the rows that ended so once more."""
+        self._anew = None  # what has landed is not given up because some of it is asked for again
+        again = replay.intent(document, manifest, statuses, shaping=shaping_of(self._job))
+        self._check_source(document)
+        self._await_release(Earlier())
+        again = replace(again, served=self._ask_endpoint(self._job.model))
+        self._take(found)
+        told = again.replays[-1]
+        log.info("Replay: %s rows that ended %s are asked for again", f"{told['rows']:,}", ", ".join(told["statuses"]))
+        for each in told["changed"]:
+            log.info("Their answers are shaped otherwise: %s", each)
+        reopening.begin(self._store, again, manifest)
+        return self._go_on(self._reopened(again))
+
+    def _reopened(self, document: RunDocument) -> RunDocument:
+        document = reopening.finish(self._store, document, self._try_token)
+        self._store.delete([layout.REPLAY])
+        return document
+
     def _resume(self, document: RunDocument, found: opening.Found) -> dict[str, Any]:
         """Go on with the run that lies there, once no other try writes to it any more."""
         manifest = self._take(found)
@@ -355,7 +352,9 @@ class JobRun:
                 log.warning("The server's version was %s when the run began; it is %s", then["version"], now["version"])
         if document.plan.chunk_rows != self._job.chunk_rows:
             log.info("The run goes on with the chunk_rows it began with, %d", document.plan.chunk_rows)
-        if opened is None:
+        if document.state == "reopening":
+            opened = self._open(self._reopened(document))
+        elif opened is None:
             document = opening.finish_clearing(self._store, document)
             self._anew = opening.Found(document, None)
             opened = self._open(document)
@@ -363,7 +362,7 @@ class JobRun:
 
     def _finished_by_another(self, document: RunDocument, manifest: dict[str, Any]) -> dict[str, Any]:
         log.info("Another try finished this run while this one was getting ready")
-        self._tidy(document, lambda: None)
+        self._tidy(document, manifest, lambda: None)
         return manifest
 
     def _await_release(self, earlier: Earlier) -> None:
@@ -379,19 +378,6 @@ class JobRun:
     def _check_stop(self) -> None:
         if self._stop.reason is not None:
             raise RunStoppedError(f"{self._stop.reason}: this try had sent nothing yet")
-
-    def _check_sample(self, scan: Scan, model: str) -> None:
-        """Refuse to begin where none of the first rows can become a request: then it is the DAG that is wrong."""
-        preparer = Preparer(RequestTemplate(self._job.requests, model=model), priority=self._job.priority)
-        chunks = (scan.plan.chunk(number) for number in range(len(scan.plan)))
-        rows = chain.from_iterable(self._job.source.rows(scan.snapshot, chunk) for chunk in chunks)
-        prepared = [preparer.prepare(row) for row in islice(rows, SAMPLE_ROWS)]
-        bad = [row for row in prepared if isinstance(row, BadRow)]
-        if len(bad) == len(prepared):
-            raise ConfigurationError(
-                f"None of the first {len(bad)} rows can become a request, so nothing was begun. "
-                f"The first: {bad[0].message}"
-            )
 
     def _check_empty_is_fine(self) -> None:
         if self._job.on_empty == "skip":
@@ -438,5 +424,5 @@ class JobRun:
 
     def _finish(self, opened: Opened) -> dict[str, Any]:
         finished = finish(self._job, opened.document, self._store, ledger=opened.ledger, parts=opened.parts)
-        self._tidy(opened.document, lambda: None)
+        self._tidy(opened.document, finished, lambda: None)
         return finished

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from airflow_llm_provider.core.identity import RunIdentity
     from airflow_llm_provider.core.prompt import RequestSpec
     from airflow_llm_provider.core.release import Terms
+    from airflow_llm_provider.core.request import Status
     from airflow_llm_provider.core.tolerance import Tolerance
     from airflow_llm_provider.endpoint.settings import EndpointSettings
     from airflow_llm_provider.storage.sink import Sink
@@ -48,6 +49,7 @@ class BatchJob:
         tolerance: how many errored rows the run bears.
         on_stale: what to do where a run lies there that was shaped differently.
         rerun: do a finished run again.
+        replay: rows of a finished run that are asked for again, by what became of them.
         on_empty: what an input without rows means.
         epoch: equal in all tries of one task instance, different after it is cleared: a rerun happens once per clear.
         try_number: Airflow's, which grows with every try, over clears, too: the newest may write.
@@ -93,6 +95,7 @@ class BatchJob:
     progress_interval_s: float | None = None
     control: ControlLaw = FIXED
     sinks: tuple[Sink, ...] = ()
+    replay: tuple[Status, ...] = ()
     answers: AnswerRules = AnswerRules()  # noqa: RUF009 - it is frozen
 
     def __post_init__(self) -> None:

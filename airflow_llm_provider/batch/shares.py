@@ -231,7 +231,7 @@ class _Share(JobRun):
         except StaleRunError as error:
             raise StaleRunError(f"{error}. Of a run in shares the task that plans it decides that: clear it") from None
 
-    def _tidy(self, document: RunDocument, take: Callable[[], object]) -> None:
+    def _tidy(self, document: RunDocument, manifest: dict[str, Any], take: Callable[[], object]) -> None:
         """Whoever assembles does that."""
 
     def _notes(self) -> RunStore:
@@ -273,9 +273,9 @@ class _Assembly(JobRun):
         if manifest is not None and lacks_sinks(self._job, manifest):
             self._take(found)
             manifest = add_sinks(self._job, document, self._store, manifest)
-            self._tidy(document, lambda: None)
+            self._tidy(document, manifest, lambda: None)
         elif manifest is not None:
-            self._tidy(document, lambda: self._take(found))
+            self._tidy(document, manifest, lambda: self._take(found))
         else:
             _check_open(document, self._store)
             manifest = self._take(found) or self._finish(self._open(document))

@@ -116,6 +116,10 @@ class _GroupOperator(LLMBatchOperator):
         self.run_task_id = run_task_id
         if self.checkpoint != "storage":
             raise ConfigurationError("checkpoint: tasks that share a run keep it on object storage; leave it out")
+        if self.replay is not None:
+            raise ConfigurationError(
+                "replay: a run that tasks share is not opened again; leave it out, or set rerun=True"
+            )
 
 
 class _PlanOperator(_GroupOperator):

@@ -15,6 +15,7 @@ from airflow.sdk import Asset, BaseOperator, BaseOperatorLink
 from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.batch.execution import EmptySourceSkip, run_job
 from airflow_llm_provider.batch.gate import RunHeld
+from airflow_llm_provider.batch.replay import statuses_of
 from airflow_llm_provider.batch.stop import StopSwitch
 from airflow_llm_provider.core.prompt import RequestTemplate
 from airflow_llm_provider.core.release import Cause
@@ -123,6 +124,8 @@ class LLMBatchOperator(BaseOperator):
         max_error_rate: share of rows that may error before the task fails; one may in any case, unless it is 0.
         on_stale: ``fail`` or ``restart``, where a run lies there whose prompt, parameters, model or input differed.
         rerun: do a finished run again when its task is cleared; unfinished runs are resumed either way.
+        replay: ``errored``, ``invalid_output`` or ``truncated``, or some of them: rows of a finished run that ended so
+            are asked for again when its task is cleared, by the DAG as it is then; all others stay. Once per clear.
         on_empty: ``succeed``, ``skip`` or ``fail`` where the input has no rows. No file at all is always an error.
         workload: ``scheduled-batch`` or ``burst-batch``; what follows from it stands in `docs/workloads.md`.
         placement: ``dedicated``, ``shared`` or ``time-shifted``: the connection's by default, and never freer than it.
@@ -185,6 +188,7 @@ class LLMBatchOperator(BaseOperator):
         max_error_rate: float = 0.1,
         on_stale: Literal["fail", "restart"] = "fail",
         rerun: bool = False,
+        replay: str | Sequence[str] | None = None,
         on_empty: Literal["succeed", "skip", "fail"] = "succeed",
         workload: str = Workload.SCHEDULED_BATCH,
         placement: str | None = None,
@@ -238,6 +242,7 @@ class LLMBatchOperator(BaseOperator):
         self.max_error_rate = max_error_rate
         self.on_stale = on_stale
         self.rerun = rerun
+        self.replay = replay
         self.on_empty = on_empty
         self.workload = workload
         self.placement = placement
@@ -374,6 +379,10 @@ class LLMBatchOperator(BaseOperator):
         """Refuse at parse time what could never run; values that come from other tasks are looked at in `execute`."""
         RequestTemplate(request_spec(self, dict.fromkeys(NAMES)), model="")
         answer_rules(self)
+        if statuses_of(self.replay) and self.rerun:
+            raise ConfigurationError(
+                "replay and rerun: one does some rows of a finished run again, the other all of them"
+            )
         if sinks_of(self.sinks) and self.checkpoint == "xcom":
             raise ConfigurationError(
                 "sinks: a run with checkpoint='xcom' has no folder to write them to; leave one out"

@@ -15,6 +15,7 @@ from airflow.configuration import AIRFLOW_HOME
 
 from airflow_llm_provider.batch.clock import utc_now
 from airflow_llm_provider.batch.job import BatchJob
+from airflow_llm_provider.batch.replay import statuses_of
 from airflow_llm_provider.batch.switch import HoldSwitch
 from airflow_llm_provider.core.effective import Effective, first_set, from_dag
 from airflow_llm_provider.core.identity import RunIdentity
@@ -146,6 +147,7 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
         tolerance=Tolerance(operator.max_error_rate),
         on_stale=operator.on_stale,
         rerun=operator.rerun,
+        replay=statuses_of(operator.replay),
         on_empty=operator.on_empty,
         epoch=ti.max_tries,
         try_number=ti.try_number,
@@ -217,6 +219,7 @@ def _effective(
         from_dag("max_error_rate", operator.max_error_rate, 0.1),
         from_dag("on_stale", operator.on_stale, "fail"),
         from_dag("rerun", operator.rerun, default=False),
+        from_dag("replay", operator.replay, None),
         from_dag("on_empty", operator.on_empty, "succeed"),
         from_dag("retries", operator.retries, 3),
         from_dag("fruitless_retries", operator.fruitless_retries, None),

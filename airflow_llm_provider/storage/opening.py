@@ -80,6 +80,8 @@ def find(store: RunStore, identity: RunIdentity, *, must_exist: bool) -> Found:
             )
         return Found(None, None)
     document = _decode(store, data, identity)
+    if document.state == "reopening":
+        return Found(document, None)  # what may lie there still is of before
     return Found(document, _manifest(store, document))
 
 
@@ -176,11 +178,20 @@ def remove_foreign(store: RunStore, listing: Iterable[str], fingerprint: str) ->
     store.delete(_foreign(listing, fingerprint))
 
 
-def untidy(store: RunStore, document: RunDocument) -> list[str]:
-    """What lies there that only a resume of this run would have needed: a try may be killed at its very end."""
+def untidy(store: RunStore, document: RunDocument, *, keeps_input: bool) -> list[str]:
+    """What lies there that only a resume of this run would have needed: a try may be killed at its very end.
+
+    Args:
+        store: the run's.
+        document: the run.
+        keeps_input: rows that can be had once are kept, for a replay.
+    """
     its_input = layout.spooled(str(document.snapshot.get("token")), None)
-    names = store.list(layout.RUN_FOLDER)
-    return [name for name in names if _needed_no_more(name, document.fingerprint) or name.startswith(its_input)]
+    return [
+        name
+        for name in store.list(layout.RUN_FOLDER)
+        if _needed_no_more(name, document.fingerprint) or (name.startswith(its_input) and not keeps_input)
+    ]
 
 
 def tidy(store: RunStore, names: Iterable[str]) -> None:
@@ -208,7 +219,7 @@ def _foreign(listing: Iterable[str], fingerprint: str) -> list[str]:
 def _needed_no_more(name: str, fingerprint: str) -> bool:
     if name.startswith(layout.SHARES) and layout.for_resumes(name) is None:
         return True  # a share's lease and progress
-    notes = (layout.LEASE, layout.TRIES, layout.ATTEMPTS, layout.BEFORE)
+    notes = (layout.LEASE, layout.TRIES, layout.ATTEMPTS, layout.BEFORE, layout.REPLAY)
     return name in notes or layout.for_resumes(name) == fingerprint
 
 
