@@ -449,7 +449,7 @@ def test_a_removal_that_comes_late_leaves_what_its_successors_have_done(store: R
     store.write(layout.MANIFEST, b'{"generation": 2}')
     before = store.list("")
     opening.finish_clearing(store, opened)
-    opening.tidy(store, opening.untidy(store, OURS))  # of the generation before
+    opening.tidy(store, opening.untidy(store, DOCUMENT, keeps_input=False))  # of the generation before
     opening.remove_foreign(store, before, FOREIGN)
     assert store.list("") == {name: size for name, size in before.items() if name != layout.PROGRESS}
 
@@ -478,10 +478,10 @@ def test_the_end_removes_what_only_a_resume_needs(store: RunStore) -> None:
     fill(store)
     opening.finish(store, finished())
     store.write(layout.part(7, FOREIGN), b"")
-    opening.tidy(store, opening.untidy(store, OURS))
+    opening.tidy(store, opening.untidy(store, DOCUMENT, keeps_input=False))
     left = [layout.RUN, layout.MANIFEST, layout.dead_letter(OURS), layout.PROGRESS, layout.part(0, OURS)]
     assert sorted(store.list("")) == sorted([*left, layout.part(7, FOREIGN)])
-    assert not opening.untidy(store, OURS)
+    assert not opening.untidy(store, DOCUMENT, keeps_input=False)
 
 
 # -- manifest

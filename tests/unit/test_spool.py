@@ -318,7 +318,7 @@ def test_an_end_that_tidies_up_late_leaves_its_successors_rows(stub: StubVLLM, t
     rerun = spooled(asked).beside(RunStore(folder))
     scan = rerun.scan(4)
     late = RunStore(folder)
-    opening.tidy(late, opening.untidy(late, document))
+    opening.tidy(late, opening.untidy(late, document, keeps_input=False))
     assert len(inputs(tmp_path)) == len(scan.snapshot["objects"])
     again = run(job_of(stub, spooled(asked), rerun=True, epoch=1, try_number=2), RunStore(folder))
     assert (first["generation"], again["generation"]) == (1, 2)
