@@ -28,6 +28,9 @@ IN_FLIGHT_HELD = 4
 NOTICED_S = 8.0
 """A task's process hears of an act with the answer to its next heartbeat: one a second here, on a busy machine."""
 
+REFUSED = 7
+"""The row that errors before a replay."""
+
 NOTHING = -1
 """What the task downstream returns where it finds no manifest."""
 
@@ -143,6 +146,22 @@ def cleared_after_success_with_rerun(acting: Acting) -> None:
     run.has_landed(asked_twice=IN_FLIGHT)
 
 
+def cleared_after_success_with_replay(acting: Acting) -> None:
+    """One row errored at its first sending: it is asked for again, and nothing else is."""
+    run = acting.begin("cleared_after_success_with_replay", "acted_replay", rows=60)
+    run.ends("success")
+    assert run.manifest()["counts"]["errored"] == 1
+    before, kept = run.sent(), run.kept()
+    run.clear(BATCH, downstream=True)
+    run.ends("success")
+    assert [each.index for each in run.sent()[len(before) :]] == [REFUSED]
+    assert kept == set(range(60))
+    (told,) = run.manifest()["replays"]
+    assert (told["statuses"], told["rows"]) == (["errored"], 1)
+    run.has_landed(asked_twice=1)
+    assert run.xcom("after") == 60
+
+
 def cleared_after_failure(acting: Acting) -> None:
     """Its tries are used up: killed, with retries=0."""
     run = acting.begin("cleared_after_failure", "acted_once", rows=300, asked=60)
@@ -241,6 +260,7 @@ ACTS: list[Callable[[Acting], None]] = [
     marked_success_while_running,
     cleared_after_success,
     cleared_after_success_with_rerun,
+    cleared_after_success_with_replay,
     cleared_after_failure,
     dag_run_deleted,
     marked_failed_while_deferred,
@@ -260,7 +280,12 @@ def acting(acts_airflow: LocalAirflow, acts_stub: StubProcess, tmp_path_factory:
     tail = Tail(acts_stub.log)
     tail.start()
     rows = range(150, 150 + IN_FLIGHT)
-    acts_stub.faults(*(rule for act, times in LATE.items() for rule in late(act.__name__, rows, times=times)))
+    refused = {"kind": "answer", "status": 400, "body": '{"error": {"message": "no"}}'}
+    text = f'{cleared_after_success_with_replay.__name__} row {REFUSED}"'
+    acts_stub.faults(
+        *(rule for act, times in LATE.items() for rule in late(act.__name__, rows, times=times)),
+        {"fault": refused, "contains": text, "first_of_each": 1},
+    )
     yield Acting(acts_airflow, acts_stub, tail, tmp_path_factory.mktemp("acts"))
     tail.close()
 

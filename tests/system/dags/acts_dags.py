@@ -39,6 +39,7 @@ def acted(dag_id: str, **arguments: Any) -> None:
 acted("acted")
 acted("acted_once", retries=0)
 acted("acted_rerun", rerun=True)
+acted("acted_replay", replay="errored")
 acted("acted_held", vllm_conn_id="{{ params.vllm_conn_id }}", max_in_flight=4)
 
 with DAG(
