@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
     from jinja2 import Template
 
-Endpoint = Literal["chat", "completions"]
+Endpoint = Literal["chat", "completions", "embeddings"]
 
-PATHS: Mapping[Endpoint, str] = MappingProxyType({"chat": "/v1/chat/completions", "completions": "/v1/completions"})
+PATHS: Mapping[Endpoint, str] = MappingProxyType(
+    {"chat": "/v1/chat/completions", "completions": "/v1/completions", "embeddings": "/v1/embeddings"}
+)
 """Routes below a server's root that a row may ask for."""
 
 _SHOWN_CHARS = 500
@@ -32,7 +34,10 @@ _SHOWN_CHARS = 500
 _GLOBALS = frozenset({"dict", "namespace", "range"})
 """Jinja's own functions that prompts may use; the sandbox bounds `range`."""
 
-_RESERVED = frozenset({"model", "messages", "prompt"})
+_RESERVED = frozenset({"model", "messages", "prompt", "input"})
+
+_TEXT_FIELDS: Mapping[Endpoint, str] = MappingProxyType({"completions": "prompt", "embeddings": "input"})
+"""Where a body that is no chat has its text."""
 
 
 class RowRejectedError(ValueError):
@@ -63,8 +68,9 @@ class RequestSpec:
     """What a DAG says of its requests; everything in it shapes the answers.
 
     Attributes:
-        endpoint: ``chat`` or ``completions``.
-        prompt: template of the user's message, or of the prompt; None where rows are OpenAI batch lines.
+        endpoint: ``chat``, ``completions`` or ``embeddings``.
+        prompt: template of the user's message, of the prompt, or of the text to embed; None where rows are OpenAI batch
+            lines.
         messages: instead of `prompt`, whole messages whose ``content`` texts are templates.
         system_prompt: template of a system message put first.
         parameters: body fields sent as they are, such as ``temperature``; ``extra_body`` is merged in already.
@@ -88,8 +94,8 @@ class RequestSpec:
             raise ConfigurationError(f"endpoint is one of {', '.join(PATHS)}, not {self.endpoint!r}")
         if self.prompt is not None and self.messages is not None:
             raise ConfigurationError("Give prompt or messages, not both")
-        if self.endpoint == "completions" and (self.messages is not None or self.system_prompt is not None):
-            raise ConfigurationError("endpoint='completions' takes prompt; messages and system_prompt are chat's")
+        if self.endpoint != "chat" and (self.messages is not None or self.system_prompt is not None):
+            raise ConfigurationError(f"endpoint={self.endpoint!r} takes prompt; messages and system_prompt are chat's")
         if not self.templated and (self.system_prompt is not None or self.parameters):
             named = ["system_prompt"] if self.system_prompt is not None else []
             raise ConfigurationError(
@@ -147,10 +153,10 @@ class RequestTemplate:
         if not self._spec.templated:
             return self._batch_line(row)
         body: dict[str, Any] = {"model": self._model}
-        if self._spec.endpoint == "completions":
-            body["prompt"] = self._render(self._prompt, row)
-        else:
+        if self._spec.endpoint == "chat":
             body["messages"] = self._chat(row)
+        else:
+            body[_TEXT_FIELDS[self._spec.endpoint]] = self._render(self._prompt, row)
         body.update(self._spec.parameters)
         return PATHS[self._spec.endpoint], body
 

@@ -1,13 +1,15 @@
 """An HTTP answer becomes a `Completion` or a `Failure`.
 
-Owns the shape of a good answer of the two routes we drive. Pure: bytes in, values out; no clock, no socket.
+Owns the shape of a good answer of the routes we drive. Pure: bytes in, values out; no clock, no socket.
 Does not know how errors are classified (`endpoint.failure`), how a stream is put together (`endpoint.sse`),
 or who asked.
 """
 
 from __future__ import annotations
 
+import base64
 import re
+import struct
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
+EMBEDDINGS_PATH = "/v1/embeddings"
 
 MOST_TOKENS = 10**12
 """No request has more: a count above is nonsense, and sums of such would not fit into 64 bits, as what lands must."""
@@ -80,6 +83,8 @@ def _completion(path: str, parsed: Any) -> Completion | None:
     """The completion in a parsed body, or None where there is no usable one."""
     if type(parsed) is not dict or parsed.get("error"):
         return None
+    if path == EMBEDDINGS_PATH:
+        return _embedding(parsed)
     choices = parsed.get("choices")
     if type(choices) is not list or not choices or type(choices[0]) is not dict:
         return None
@@ -125,6 +130,30 @@ def _completion(path: str, parsed: Any) -> Completion | None:
         _ids(first.get("token_ids")),
         _ids(parsed.get("prompt_token_ids")),
     )
+
+
+def _embedding(parsed: dict[str, Any]) -> Completion | None:
+    """Vectors are lists of numbers, or base64 of single precision, as the request asked."""
+    data = parsed.get("data")
+    if type(data) is not list or not data:
+        return None
+    vectors = [_vector(each.get("embedding")) if type(each) is dict else None for each in data]
+    if any(vector is None for vector in vectors):
+        return None
+    vector = vectors[0] if len(vectors) == 1 else vectors
+    return Completion(None, None, _usage(parsed.get("usage")), vector=vector)
+
+
+def _vector(embedding: Any) -> list[float] | None:
+    if type(embedding) is str:
+        try:
+            packed = base64.b64decode(embedding, validate=True)
+            embedding = list(struct.unpack(f"<{len(packed) // 4}f", packed))
+        except (ValueError, struct.error):
+            return None
+    if type(embedding) is not list or not embedding:
+        return None
+    return embedding if all(type(each) in (float, int) for each in embedding) else None
 
 
 def _another_row(parsed: Any, request_id: str) -> str | None:

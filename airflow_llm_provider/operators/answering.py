@@ -28,17 +28,14 @@ def answer_rules(operator: LLMBatchOperator) -> AnswerRules:
     """
     if operator.on_truncated not in ("report", "accept"):
         raise ConfigurationError(f"on_truncated is 'report' or 'accept', not {operator.on_truncated!r}")
+    if operator.endpoint == "embeddings":
+        words = ("output_schema", "retry_max_tokens", "max_tokens")
+        if said := [name for name in words if getattr(operator, name) is not None]:
+            raise ConfigurationError(f"{', '.join(said)}: endpoint='embeddings' answers with vectors; leave it out")
     schema = None if operator.output_schema is None else OutputSchema(operator.output_schema)
     extra = operator.extra_body or {}
     if schema is not None:
-        if operator.on_truncated == "accept":
-            raise ConfigurationError(
-                "on_truncated='accept' and output_schema: half an answer fits no schema; leave one out"
-            )
-        if several := [name for name in _SAMPLES if extra.get(name, 1) != 1]:
-            raise ConfigurationError(f"{', '.join(several)}: with output_schema a row has one answer; leave it out")
-        if constraints(operator) and "response_format" in extra:
-            raise ConfigurationError("response_format: output_schema sets it; leave one of them out")
+        _check_beside_schema(operator)
     rules = AnswerRules(
         schema=schema,
         repair_attempts=operator.repair_attempts,
@@ -56,6 +53,17 @@ def answer_rules(operator: LLMBatchOperator) -> AnswerRules:
                 f"retry_max_tokens ({rules.retry_max_tokens}) must be more than max_tokens ({most})"
             )
     return rules
+
+
+def _check_beside_schema(operator: LLMBatchOperator) -> None:
+    """Whether what is said besides makes sense with a schema."""
+    extra = operator.extra_body or {}
+    if operator.on_truncated == "accept":
+        raise ConfigurationError("on_truncated='accept' and output_schema: half an answer fits none; leave one out")
+    if several := [name for name in _SAMPLES if extra.get(name, 1) != 1]:
+        raise ConfigurationError(f"{', '.join(several)}: with output_schema a row has one answer; leave it out")
+    if constraints(operator) and "response_format" in extra:
+        raise ConfigurationError("response_format: output_schema sets it; leave one of them out")
 
 
 def constraints(operator: LLMBatchOperator) -> dict[str, Any]:

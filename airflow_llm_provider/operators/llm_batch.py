@@ -98,7 +98,7 @@ class LLMBatchOperator(BaseOperator):
         vllm_conn_id: the connection of type ``vllm``. Templated.
         model: the model to ask for; the connection's by default, else the only one the endpoint serves. Rows of
             OpenAI's batch shape name their own, which this one replaces. Templated.
-        endpoint: ``chat`` or ``completions``.
+        endpoint: ``chat``, ``completions``, or ``embeddings``, whose result line has the vector as ``parsed``.
         temperature: sampling temperature.
         top_p: nucleus sampling.
         max_tokens: completion tokens at most.

@@ -94,6 +94,8 @@ def _response(status: int, request_id: str, body: dict[str, Any]) -> dict[str, A
 
 def _answer(row: dict[str, Any], url: str | None, request_id: str, run: FinishedRows, created: int) -> dict[str, Any]:
     usage = row["usage"]
+    if url == PATHS["embeddings"]:
+        return _embeddings(row, run)
     is_chat = url != PATHS["completions"]
     body = {
         "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{request_id}",
@@ -109,6 +111,17 @@ def _answer(row: dict[str, Any], url: str | None, request_id: str, run: Finished
         },
     }
     return {**body, "system_fingerprint": None} if is_chat else body
+
+
+def _embeddings(row: dict[str, Any], run: FinishedRows) -> dict[str, Any]:
+    vectors = row["parsed"] if row["parsed"] and isinstance(row["parsed"][0], list) else [row["parsed"]]
+    tokens = row["usage"]["prompt_tokens"]
+    return {
+        "object": "list",
+        "data": [{"object": "embedding", "index": number, "embedding": each} for number, each in enumerate(vectors)],
+        "model": run.document.served.get("model"),
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
 
 
 def _choice(row: dict[str, Any], *, is_chat: bool) -> dict[str, Any]:

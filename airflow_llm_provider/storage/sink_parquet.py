@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 
 from airflow_llm_provider.core.identity import canonical
+from airflow_llm_provider.core.prompt import PATHS
 from airflow_llm_provider.exceptions import ConfigurationError
 from airflow_llm_provider.storage import layout
 from airflow_llm_provider.storage.file_source import fields_of
@@ -72,7 +73,7 @@ class ParquetSink:
 
     def write(self, run: FinishedRows) -> dict[str, Any]:
         """See `Sink.write`; a run without rows has one file without rows."""
-        kind = None if run.schema is None else arrow_type(run.schema.landed, closed=run.schema.typed)
+        kind = _kind(run)
         schema = _schema(self._columns, kind)
         fingerprint, words = run.document.fingerprint, hashlib.sha256(canonical(self.spec())).hexdigest()[:6]
         empty, missing = True, set(self._columns)
@@ -117,6 +118,18 @@ class ParquetSink:
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression=self._compression)
         return buffer.getvalue()
+
+
+def _kind(run: FinishedRows) -> Any:
+    """The type of `parsed`; None where it is none that is certain."""
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+
+    if run.schema is not None:
+        return arrow_type(run.schema.landed, closed=run.schema.typed)
+    if run.url != PATHS["embeddings"]:
+        return None
+    vectors = (row["parsed"] for _, rows in run.chunks() for row in rows if row["parsed"])
+    return pa.list_(pa.float32(), len(next(vectors, [0.0])))  # all of a model's have one length
 
 
 def _fit(record: dict[str, Any], schema: Any) -> dict[str, Any]:

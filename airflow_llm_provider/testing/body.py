@@ -6,6 +6,7 @@ what errors look like (`simulator.bodies`).
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Final
 
 import orjson
@@ -21,14 +22,17 @@ __all__ = ["BUSY", "CHAT_PATH", "ECHO_CHARS", "Echo", "prompt_text", "prompt_tok
 ECHO_CHARS = 200
 """As much of the prompt's text as comes back."""
 
+VECTOR_LENGTH = 8
+"""Of what a text is embedded to."""
+
 _CHARS_PER_TOKEN = 4
 _NOTHING_ENDS_IT: Final = Ends()
 
 
 def prompt_text(request: dict[str, Any]) -> str:
     """The text of the last message, or the prompt."""
-    if "prompt" in request:
-        prompt = request["prompt"]
+    if "prompt" in request or "input" in request:
+        prompt = request.get("prompt", request.get("input"))
         return prompt if isinstance(prompt, str) else orjson.dumps(prompt).decode()
     messages = request.get("messages") or [{}]
     content = messages[-1].get("content") or ""
@@ -48,6 +52,23 @@ def _words(request: dict[str, Any], text: str) -> list[str]:
             return [orjson.dumps(least_instance(schema)).decode()]
         case _:
             return f"echo: {text[:ECHO_CHARS]}".split(" ")
+
+
+def embedded(request: dict[str, Any], *, model: str) -> dict[str, Any]:
+    """The right answer to a request for embeddings: `VECTOR_LENGTH` numbers that differ with the text."""
+    texts = [request["input"]] if isinstance(request["input"], str) else request["input"]
+    vectors = [hashlib.sha256(orjson.dumps(text)).digest()[:VECTOR_LENGTH] for text in texts]
+    tokens = sum(prompt_tokens(str(text)) for text in texts)
+    return {
+        "id": "embd-stub",
+        "object": "list",
+        "model": model,
+        "data": [
+            {"index": number, "object": "embedding", "embedding": [each / 256 for each in vector]}
+            for number, vector in enumerate(vectors)
+        ],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
+    }
 
 
 class Echo(Answer):

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.simulator.fault import FaultFunction
 
-_INFERENCE = frozenset({bodies.CHAT_PATH, bodies.COMPLETIONS_PATH})
+_INFERENCE = frozenset({bodies.CHAT_PATH, bodies.COMPLETIONS_PATH, bodies.EMBEDDINGS_PATH})
+_TEXTS = {bodies.COMPLETIONS_PATH: ("prompt", (str, list)), bodies.EMBEDDINGS_PATH: ("input", (str, list))}
 _GET = frozenset({"/v1/models", "/version", "/health", "/_state"})
 _STATE = {
     "models": NAMES,
@@ -173,8 +174,10 @@ class Handler:
                 await asyncio.sleep(now.delay_s)
         finally:
             tally.in_flight -= 1
-        echo = body.Echo(path=path, request=request, request_id=request_id, model=now.models[0])
         tally.answered += 1
+        if path == bodies.EMBEDDINGS_PATH:
+            return json(body.embedded(request, model=now.models[0]))
+        echo = body.Echo(path=path, request=request, request_id=request_id, model=now.models[0])
         return right(echo, streamed=streamed)
 
     def _note(self, request_id: str) -> int:
@@ -194,7 +197,7 @@ class Handler:
         now = self.behaviour
         if self._unauthorised(http):
             return json(bodies.UNAUTHORISED, 401)
-        name, kind = ("prompt", (str, list)) if http.path == bodies.COMPLETIONS_PATH else ("messages", (list,))
+        name, kind = _TEXTS.get(http.path, ("messages", (list,)))
         if not isinstance(request, dict) or not isinstance(request.get(name), kind):
             return json(bodies.invalid(f"body.{name}", "missing", "Field required"), 400)
         if request.get("model", now.models[0]) not in now.models:

@@ -94,7 +94,7 @@ def results(stub: StubVLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ({"temperature": 0.5, "extra_body": {"temperature": 1}}, "temperature: given as an argument and in extra_body"),
         ({"extra_body": {"model": "m"}}, "extra_body may not hold model"),
         ({"extra_body": {"a": {1}}}, "JSON cannot say"),
-        ({"endpoint": "embeddings"}, "endpoint is one of"),
+        ({"endpoint": "score"}, "endpoint is one of"),
         ({"chunk_rows": 0}, "chunk_rows must be a whole number"),
         ({"chunk_rows": True}, "chunk_rows must be a whole number"),
         ({"chunk_rows": "10"}, "chunk_rows must be a whole number"),
@@ -525,11 +525,18 @@ SCHEMA = {"type": "object", "properties": {"urgency": {"enum": ["low", "high"]}}
         ({"output_schema": "Ticket"}, "output_schema must be"),
         ({"output_schema": SCHEMA, "extra_body": {"response_format": {}}}, "response_format: output_schema sets it"),
         ({"output_schema": SCHEMA, "extra_body": {"n": 2}}, "n: with output_schema a row has one answer"),
-        ({"output_schema": SCHEMA, "on_truncated": "accept"}, "half an answer fits no schema"),
+        ({"output_schema": SCHEMA, "on_truncated": "accept"}, "half an answer fits none"),
         ({"on_truncated": "ignore"}, "on_truncated is 'report' or 'accept'"),
         ({"retry_max_tokens": 50}, "has no effect without max_tokens"),
         ({"retry_max_tokens": 50, "max_tokens": 50}, r"retry_max_tokens \(50\) must be more than max_tokens \(50\)"),
         ({"repair_attempts": -1}, "repair_attempts must be"),
+        (
+            {"endpoint": "embeddings", "output_schema": SCHEMA},
+            "output_schema: endpoint='embeddings' answers with vectors",
+        ),
+        ({"endpoint": "embeddings", "max_tokens": 5}, "max_tokens: endpoint='embeddings'"),
+        ({"endpoint": "embeddings", "system_prompt": "x"}, "endpoint='embeddings' takes prompt"),
+        ({"endpoint": "embeddings", "extra_body": {"input": "x"}}, "extra_body may not hold input"),
     ],
 )
 def test_what_is_wanted_of_answers_is_judged_when_the_dag_is_parsed(arguments: dict[str, Any], told: str) -> None:

@@ -35,6 +35,7 @@ with DAG("real", schedule=None):
         temperature=0.0,
         max_tokens={tokens},
         extra_body={{"ignore_eos": True}},
+        on_truncated="accept",
         result_path={results!r},
         chunk_rows=50,
         retries=0,
