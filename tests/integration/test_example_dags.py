@@ -15,6 +15,7 @@ TASKS = {
     "archive_on_workers": {"classify.plan", "classify.work", "classify.assemble", "count"},
     "burst_documents": {"ask", "answers"},
     "dedicated_gpu": {"keywords"},
+    "extract_complaints": {"extract", "count"},
     "nightly_summarisation": {"collect_documents", "summarise", "show"},
     "shared_gpu_priority": {"files_of_the_hour", "label"},
     "triage_tickets": {"triage", "report"},
@@ -22,6 +23,7 @@ TASKS = {
 }
 SCHEDULES = {
     "archive_on_workers": "0 23 * * sun Europe/London",
+    "extract_complaints": "0 6 * * * Europe/London",
     "nightly_summarisation": "0 23 * * * Europe/London",
     "shared_gpu_priority": "0 * * * * UTC",
     "triage_tickets": "0 5 * * * Europe/London",

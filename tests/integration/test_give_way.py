@@ -68,6 +68,7 @@ def run(
         prompt="Say {{ row.text }}",
         max_tokens=max_tokens,
         extra_body={"ignore_eos": True},
+        on_truncated="accept",
         result_path=f"file://{folder}",
     )
     return task.execute(CONTEXT)

@@ -16,14 +16,17 @@ import pytest
 from batch_fakes import dead_letter, job_of, part_lines, run, texts, write_rows
 from pydantic import BaseModel
 
-from airflow_llm_provider.batch.gate import RunHeld
+from airflow_llm_provider.batch import attempts
 from airflow_llm_provider.batch.slicer import LONG_CHARS
-from airflow_llm_provider.core.answers import AnswerRules
+from airflow_llm_provider.core.answers import AnswerRules, Asked
 from airflow_llm_provider.core.output_schema import OutputSchema
 from airflow_llm_provider.core.prompt import RequestSpec
+from airflow_llm_provider.core.request import Position, RowRequest
+from airflow_llm_provider.core.row_queue import RowQueue, Spent
 from airflow_llm_provider.core.tolerance import Tolerance
 from airflow_llm_provider.exceptions import ConfigurationError, TooManyErrorsError
 from airflow_llm_provider.results import read_results
+from airflow_llm_provider.storage.source import ListSource
 from airflow_llm_provider.storage.store import RunStore
 from airflow_llm_provider.testing import Fault, StubVLLM
 
@@ -282,8 +285,8 @@ def test_a_long_answer_is_validated_beside_the_loop(tmp_path: Path, monkeypatch:
     assert threads[0] is not threads[1]
 
 
-def test_a_row_that_is_never_valid_ends_over_shifts(tmp_path: Path) -> None:
-    """What it was asked already is kept while the task is away."""
+def test_a_row_that_is_being_repaired_ends_before_its_shift_does(tmp_path: Path) -> None:
+    """What it has would be asked for again, and what it was asked already be forgotten."""
     source = write_rows(tmp_path / "rows.jsonl", texts(1))
     script = Script({"": [answer(BAD)]})
 
@@ -292,17 +295,24 @@ def test_a_row_that_is_never_valid_ends_over_shifts(tmp_path: Path) -> None:
         return script(body, nth)
 
     with StubVLLM(fault=slowly) as stub:
-        for _ in range(6):
-            job = job_of(stub, source, answers=RULES, shift=timedelta(seconds=0.2))
-            try:
-                manifest = run(job, RunStore(str(tmp_path / "run")))
-            except RunHeld:
-                continue
-            break
-        else:
-            pytest.fail("it goes round for ever")
-    assert manifest["counts"]["invalid_output"] == 1
+        job = job_of(stub, source, answers=RULES, shift=timedelta(seconds=0.2))
+        assert run(job, RunStore(str(tmp_path / "run")))["counts"]["invalid_output"] == 1
     assert len(script.asked[""]) == 3
+
+
+def test_what_a_row_was_asked_is_kept_over_a_hold(tmp_path: Path) -> None:
+    """Real-time takes its slot each time that its repair is in flight: it ends all the same."""
+    notes = RunStore(str(tmp_path))
+    queue = RowQueue({7: Spent(repairs=2)})
+    request = RowRequest(7, "r", "/v1/chat/completions", b"{}", Position(file="", line=7))
+    queue.feed([request])
+    (ticket,) = queue.take(1)
+    assert ticket.asked == Asked(request, repairs=2)
+    queue.first(ticket)
+    assert queue.spent() == {7: Spent(repairs=2)}
+    job = job_of("http://127.0.0.1:1", ListSource([]))
+    attempts.keep(job, notes, queue.spent(), before={})
+    assert attempts.read(job, notes) == {7: Spent(repairs=2)}
 
 
 # -- what lies there, and who reads it

@@ -74,6 +74,17 @@ def test_a_dead_letter_can_be_replayed() -> None:
     assert letter["raw"] == "{" * 10_000
 
 
+@pytest.mark.parametrize("status", [Status.TRUNCATED, Status.INVALID_OUTPUT, Status.ERRORED])
+def test_a_row_whose_dead_letter_was_torn_off_is_asked_for_again(status: Status) -> None:
+    error = RowError(status, "why")
+    outcome = Outcome(7, "doc-7", status, 1, completion=Completion("x", "length", Usage()), error=error)
+    settled = encode_outcome(outcome)
+    settled.dead_letter = encode_dead_letter(outcome, REQUEST)
+    whole = encode_journal([settled])
+    assert list(decode_journal(whole)[0]) == [7]
+    assert decode_journal(whole[: len(settled.line)]) == ({}, 1)
+
+
 def test_a_journal_comes_back_byte_for_byte() -> None:
     settled = [succeeded(1), errored(2), succeeded(3)]
     rows, torn = decode_journal(encode_journal(settled))

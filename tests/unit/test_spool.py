@@ -234,7 +234,7 @@ def test_another_query_is_another_run(stub: StubVLLM, store: RunStore, tmp_path:
 @pytest.mark.parametrize("damage", ["gone", "changed", "shorter"])
 def test_rows_that_were_lost_end_the_run(stub: StubVLLM, tmp_path: Path, damage: str) -> None:
     asked = Asked()
-    store = KilledStore(str(tmp_path / "run"), at=12)
+    store = KilledStore(str(tmp_path / "run"), at=7)
     with pytest.raises(LLMBatchError):
         run(job_of(stub, spooled(asked)), store)
     assert (tmp_path / "run" / "_run" / "run.json").exists()
@@ -288,13 +288,14 @@ def test_numbers_of_other_kinds_are_numbers() -> None:
     assert plain({"n": Whole(), "x": Fraction(1, 2), "nan": float("inf")}) == {"n": 7, "x": 0.5, "nan": None}
 
 
+@pytest.mark.usefixtures("small_objects")
 def test_a_try_that_does_not_begin_leaves_nothing(stub: StubVLLM, tmp_path: Path) -> None:
     asked = Asked()
     stub.behaviour.api_key = "another"
     for _ in range(3):
         with pytest.raises(LLMBatchError):
             run(job_of(stub, spooled(asked)), RunStore(str(tmp_path / "run")))
-    twice = [{"custom_id": "a"}, {"custom_id": "a"}]
+    twice = [*({"custom_id": f"{number}", "text": "x" * 50} for number in range(20)), {"custom_id": "7"}]
     with pytest.raises(DuplicateIdError):
         run(job_of(stub, spooled(lambda: twice)), RunStore(str(tmp_path / "run")))
     assert inputs(tmp_path) == []
