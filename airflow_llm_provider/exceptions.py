@@ -12,6 +12,7 @@
     │   ├── RunMissingError          a run must lie there and does not: nothing is started afresh
     │   ├── UnfinishedSharesError    a run that tasks share is to be assembled before all of them are through
     │   ├── EndpointRefusedError     the endpoint is up and says no: key, model or route
+    │   ├── ReplayError              a finished run is not as it says, so its rows can't be carried over
     │   ├── SinkError                all rows have landed, and cannot be written as a sink wants them
     │   ├── TooManyErrorsError       more rows failed than the run tolerates
     │   └── FruitlessTriesError      tries in a row brought the run nowhere
@@ -67,6 +68,10 @@ class UnfinishedSharesError(NoRetryError):
 
 class EndpointRefusedError(NoRetryError):
     """The endpoint answered and refused: bad API key, unknown model, no such route, untrusted certificate."""
+
+
+class ReplayError(NoRetryError):
+    """A finished run is not as its manifest says, so that what stays of it cannot be carried over to a replay."""
 
 
 class SinkError(NoRetryError):

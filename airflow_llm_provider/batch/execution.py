@@ -32,11 +32,12 @@ from airflow_llm_provider.exceptions import (
     StaleRunError,
     StorageError,
 )
-from airflow_llm_provider.storage import layout, opening, reopening
+from airflow_llm_provider.storage import carrying, layout, opening
 from airflow_llm_provider.storage.document import RunDocument
 from airflow_llm_provider.storage.journal import Journal
 from airflow_llm_provider.storage.lease import Lease
 from airflow_llm_provider.storage.parts import Parts
+from airflow_llm_provider.storage.source import Scan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from airflow_llm_provider.core.ledger import Totals
     from airflow_llm_provider.core.occupancy import Occupancy
     from airflow_llm_provider.core.request import Status
-    from airflow_llm_provider.storage.source import Scan
     from airflow_llm_provider.storage.store import RunStore
 
 log = logging.getLogger(__name__)
@@ -149,6 +149,8 @@ class JobRun:
             # Once per try: a model or an input that changes again and again would be begun anew for ever.
             if job.on_stale != "restart" or self._anew is None or self._anew.document is None:
                 raise
+            if self._anew.document.replays and job.replay:  # what has landed before is not given up because of these
+                raise
             if self._lease.taken:
                 self._lease.check()
             return self._begin(self._anew, why=str(error))
@@ -241,7 +243,10 @@ class JobRun:
             log.warning(warning)
 
     def _asked_to_rerun(self, found: opening.Found) -> bool:
-        return self._job.rerun and found.manifest is not None and found.manifest.get("epoch") != self._job.epoch
+        document, manifest = found.document, found.manifest
+        if document is not None and document.state == "carrying":
+            return self._job.rerun  # which whoever says it says since that can't be done
+        return self._job.rerun and manifest is not None and manifest.get("epoch") != self._job.epoch
 
     def _begin(self, found: opening.Found, *, why: str | None) -> dict[str, Any]:
         """Scan, write the intent of a first generation, or of one more in place of what was found, and work it off."""
@@ -316,20 +321,24 @@ class JobRun:
     ) -> dict[str, Any]:
         """Open a finished run again, and ask for the rows that ended so once more."""
         self._anew = None  # what has landed is not given up because some of it is asked for again
-        again = replay.intent(document, manifest, statuses, shaping=shaping_of(self._job))
+        shaping = shaping_of(self._job)
+        replay.check_input(document, shaping)
+        carrying.check(self._store, manifest)
         self._check_source(document)
         self._await_release(Earlier())
-        again = replace(again, served=self._ask_endpoint(self._job.model))
+        served = self._ask_endpoint(self._job.model)
+        check_sample(self._job, Scan(document.snapshot, "", document.plan), served["model"])
+        again = replay.intent(document, manifest, statuses, shaping=shaping, served=served)
         self._take(found)
         told = again.replays[-1]
         log.info("Replay: %s rows that ended %s are asked for again", f"{told['rows']:,}", ", ".join(told["statuses"]))
         for each in told["changed"]:
             log.info("Their answers are shaped otherwise: %s", each)
-        reopening.begin(self._store, again, manifest)
-        return self._go_on(self._reopened(again))
+        carrying.begin(self._store, again)
+        return self._go_on(self._carried(again))
 
-    def _reopened(self, document: RunDocument) -> RunDocument:
-        document = reopening.finish(self._store, document, self._try_token)
+    def _carried(self, document: RunDocument) -> RunDocument:
+        document = carrying.finish(self._store, document, self._try_token)
         self._store.delete([layout.REPLAY])
         return document
 
@@ -352,8 +361,8 @@ class JobRun:
                 log.warning("The server's version was %s when the run began; it is %s", then["version"], now["version"])
         if document.plan.chunk_rows != self._job.chunk_rows:
             log.info("The run goes on with the chunk_rows it began with, %d", document.plan.chunk_rows)
-        if document.state == "reopening":
-            opened = self._open(self._reopened(document))
+        if document.state == "carrying":
+            opened = self._open(self._carried(document))
         elif opened is None:
             document = opening.finish_clearing(self._store, document)
             self._anew = opening.Found(document, None)

@@ -1,7 +1,7 @@
 """Which rows of a finished run are asked for again, and when: `LLMBatchOperator(replay=…)`, or a note beside the run.
 
-Owns the decision, and what the run's document says of it. Does not know how a run is opened again
-(`storage.reopening`), nor how its rows are worked off: from there it is an unfinished run like any other.
+Owns the decision, and what the run's document says of it. Does not know how what stays is carried over to the next
+generation (`storage.carrying`), nor how rows are worked off: from there it is an unfinished run like any other.
 
 A replay is of a finished run whose task was cleared: once per clear, as a rerun is. Rows are made into requests anew,
 by the DAG as it is now, from the pinned input: prompt, parameters, schema and model may be others, the input may not.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from airflow_llm_provider.batch.clock import utc_now
-from airflow_llm_provider.core.identity import differences
+from airflow_llm_provider.core.identity import differences, fingerprint
 from airflow_llm_provider.core.request import Status
 from airflow_llm_provider.exceptions import ConfigurationError, StaleRunError
 from airflow_llm_provider.storage import layout
@@ -50,43 +50,70 @@ def statuses_of(words: str | Iterable[str] | None) -> tuple[Status, ...]:
 
 def asked_for(job: BatchJob, store: RunStore, found: Found) -> tuple[Status, ...]:
     """The outcomes whose rows are to be asked for again; none where there are no such rows, or nobody wants it now."""
-    manifest = found.manifest
-    if manifest is None:
+    manifest, document = found.manifest, found.document
+    if manifest is None or document is None:
         return ()
-    noted = _note(store)
-    wanted = set(noted)
+    wanted = set(_note(store))
+    if wanted and document.epoch is not None:
+        log.warning("%s/%s is not looked at: tasks share this run", store.uri, layout.REPLAY)
+        return ()
     if manifest.get("epoch") != job.epoch:
         wanted |= set(job.replay)
     return tuple(status for status in STATUSES if status in wanted and manifest["counts"].get(status, 0))
 
 
 def intent(
-    document: RunDocument, manifest: dict[str, Any], statuses: Iterable[Status], *, shaping: dict[str, Any]
+    document: RunDocument,
+    manifest: dict[str, Any],
+    statuses: Iterable[Status],
+    *,
+    shaping: dict[str, Any],
+    served: dict[str, Any],
 ) -> RunDocument:
-    """What the run's document says while it is opened again.
+    """What the run's document says while rows are carried over to its next generation.
 
     Args:
         document: as it stands.
         manifest: the finished run's.
         statuses: rows of these outcomes are asked for again.
         shaping: what shapes their answers now.
+        served: who gives them now.
+
+    """
+    told = {
+        "at": utc_now().isoformat(),
+        "statuses": [str(status) for status in statuses],
+        "rows": sum(manifest["counts"].get(status, 0) for status in statuses),
+        "of": document.fingerprint,
+        "changed": differences(
+            {**document.shaping, "served": document.served},
+            {**shaping, "served": served},
+        ),
+    }
+    shaped = {**shaping, "generation": document.generation + 1, "of": document.fingerprint, "root": served.get("root")}
+    return replace(
+        document,
+        generation=document.generation + 1,
+        state="carrying",
+        fingerprint=fingerprint(shaped),
+        shaping=shaping,
+        served=served,
+        created_at=utc_now().isoformat(),
+        replays=(*document.replays, told),
+    )
+
+
+def check_input(document: RunDocument, shaping: dict[str, Any]) -> None:
+    """Whether the task names the input that the run began with.
 
     Raises:
-        StaleRunError: it is another input.
+        StaleRunError: it does not.
     """
     if differences({"source": document.shaping["source"]}, {"source": shaping["source"]}):
         raise StaleRunError(
             "A replay is of the rows that the run began with, and the task names another source now. Put it back, or "
             "set rerun=True to begin the run anew"
         )
-    rows = sum(manifest["counts"].get(status, 0) for status in statuses)
-    told = {
-        "at": utc_now().isoformat(),
-        "statuses": [str(status) for status in statuses],
-        "rows": rows,
-        "changed": differences(document.shaping, shaping),
-    }
-    return replace(document, state="reopening", shaping=shaping, replays=(*document.replays, told))
 
 
 def note(store: RunStore, statuses: Iterable[Status]) -> None:

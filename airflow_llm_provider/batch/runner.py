@@ -52,6 +52,7 @@ class Runner:
         ledger: counts.
         answers: what is made of answers.
         tolerance: when too many rows have errored.
+        in_part: rows of before are there, not in the order of the input, so that the share of those done says little.
         served: the model that must stay behind its name.
         request_prefix: begins every ``X-Request-Id``, so that a server's log tells runs and tries apart.
     """
@@ -66,6 +67,7 @@ class Runner:
         ledger: Ledger,
         answers: AnswerRules,
         tolerance: Tolerance,
+        in_part: bool = False,
         served: ServedModel,
         request_prefix: str,
     ) -> None:
@@ -74,6 +76,7 @@ class Runner:
         self._ledger = ledger
         self._answers = answers
         self._tolerance = tolerance
+        self._in_part = in_part
         self._loop = asyncio.get_running_loop()
         self._servers = [
             Server(
@@ -234,7 +237,8 @@ class Runner:
         self._errored_seen = totals.failed
         rows = self._ledger.plan.total_rows
         shared = self._ledger.total_rows < rows
-        if self._tolerance.hopeless(errored=totals.failed, done=totals.done, rows=rows, shared=shared):
+        in_part = shared or self._in_part
+        if self._tolerance.hopeless(errored=totals.failed, done=totals.done, rows=rows, shared=in_part):
             of_what = "rows of this share" if shared else "rows"
             clear = "clear the group's plan and what is downstream of it" if shared else "clear the task"
             self._spread.stop(

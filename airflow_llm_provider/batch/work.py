@@ -90,6 +90,7 @@ async def work_off(
             ledger=ledger,
             answers=job.answers,
             tolerance=job.tolerance,
+            in_part=bool(document.replays),
             served=ServedModel(model, document.served["root"], None),
             request_prefix=f"{document.fingerprint}-{try_token}",
         )

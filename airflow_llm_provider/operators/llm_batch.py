@@ -383,6 +383,10 @@ class LLMBatchOperator(BaseOperator):
             raise ConfigurationError(
                 "replay and rerun: one does some rows of a finished run again, the other all of them"
             )
+        if self.replay is not None and self.checkpoint == "xcom":
+            raise ConfigurationError(
+                "replay: a run with checkpoint='xcom' is small: set rerun=True, which does all rows"
+            )
         if sinks_of(self.sinks) and self.checkpoint == "xcom":
             raise ConfigurationError(
                 "sinks: a run with checkpoint='xcom' has no folder to write them to; leave one out"

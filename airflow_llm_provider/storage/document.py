@@ -17,7 +17,7 @@ from airflow_llm_provider.core.identity import RunIdentity
 from airflow_llm_provider.exceptions import ForeignRunError
 from airflow_llm_provider.storage.layout import FORMAT_VERSION
 
-State = Literal["clearing", "open", "reopening"]
+State = Literal["carrying", "clearing", "open"]
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 
@@ -29,8 +29,8 @@ class RunDocument:
     Attributes:
         identity: whose run it is.
         generation: 1, and one more with each restart.
-        state: ``clearing`` while a restart removes what the generation before left, then ``open``; ``reopening`` while
-            a finished run is opened again for a replay.
+        state: ``clearing`` while a restart removes what the generation before left, then ``open``; a replay is
+            ``carrying`` what stays over from there first.
         fingerprint: of everything that shapes an answer; in the name of every part.
         shaping: what was fingerprinted, readable, so that a mismatch can say what changed.
         served: what served the model at the beginning: ``model``, ``root``, ``version``, ``is_vllm``.
@@ -39,8 +39,8 @@ class RunDocument:
         created_at: UTC, ISO 8601.
         shares: how many tasks share the chunks; 1: one does all.
         epoch: of the task that planned the shares; None where there are none.
-        replays: what was asked for again since it was finished first: ``at``, ``statuses``, ``rows``, and what had
-            ``changed`` until then, in words.
+        replays: what was asked for again since the first of these generations was finished: ``at``, ``statuses``,
+            ``rows``, the fingerprint ``of`` the generation before, and what had ``changed`` until then, in words.
     """
 
     identity: RunIdentity
@@ -57,8 +57,12 @@ class RunDocument:
     replays: tuple[dict[str, Any], ...] = ()
 
     def opened(self) -> RunDocument:
-        """The same document once clearing, or reopening, is done."""
+        """The same document once clearing is done."""
         return replace(self, state="open")
+
+    def clearing(self) -> RunDocument:
+        """The same document once carrying is done."""
+        return replace(self, state="clearing")
 
     def encode(self) -> bytes:
         """The object's bytes."""

@@ -57,12 +57,12 @@ class Journal:
             rows.update(found)
         return rows
 
-    def write(self, chunk: int, settled: list[SettledLine]) -> None:
-        """Make `settled` rows of `chunk` survive this process."""
+    def write(self, chunk: int, settled: list[SettledLine], *, durable: bool = False) -> None:
+        """Make `settled` rows of `chunk` survive this process; with `durable`, a power loss too."""
         name = layout.journal(chunk, self._fingerprint, self._try_token, self._sequence)
         self._sequence += 1
-        # Not fsynced: a kill loses nothing, and a power loss costs at most the rows of the last moments again.
-        self._store.write(name, lines.encode_journal(settled), durable=False)
+        # Seldom fsynced: a kill loses nothing, and a power loss costs at most the rows of the last moments again.
+        self._store.write(name, lines.encode_journal(settled), durable=durable)
         self._objects.setdefault(chunk, []).append(name)
 
     def drop(self, chunk: int) -> None:

@@ -18,7 +18,6 @@
     _run/shares/00003/_run/…          lease, progress, journal, commits and dead letters of share 3, of a run in shares
     _run/input/<token>-00000.jsonl    rows that can be had once only, until the run is finished: see `storage.spool`
     _run/replay.json                  which rows somebody wants asked for again, until the next try sees it
-    _run/before.json                  the manifest of before, while a finished run is opened for that
     _run/tmp/                         files being written, where the storage is a file system
 
 Owns the names. `docs/run-format.md` describes the contents. `<try>` is a token that each try makes for itself, so that
@@ -40,7 +39,6 @@ TRIES = "_run/tries.json"
 ATTEMPTS = "_run/attempts.json"
 LEASE = "_run/lease.json"
 REPLAY = "_run/replay.json"
-BEFORE = "_run/before.json"
 MANIFEST = "manifest.json"
 JOURNAL = "_run/journal"
 COMMITS = "_run/commits"

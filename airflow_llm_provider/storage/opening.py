@@ -80,8 +80,6 @@ def find(store: RunStore, identity: RunIdentity, *, must_exist: bool) -> Found:
             )
         return Found(None, None)
     document = _decode(store, data, identity)
-    if document.state == "reopening":
-        return Found(document, None)  # what may lie there still is of before
     return Found(document, _manifest(store, document))
 
 
@@ -157,7 +155,7 @@ def finish_clearing(store: RunStore, document: RunDocument) -> RunDocument:
     # The manifest goes first: while it stands, readers may rely on what it names.
     if _generation(store) != document.generation:
         store.delete([layout.MANIFEST])
-    store.delete([layout.PROGRESS, layout.TRIES, layout.ATTEMPTS, layout.BEFORE])
+    store.delete([layout.PROGRESS, layout.TRIES, layout.ATTEMPTS])
     listing = store.list("")
     store.delete(_foreign(listing, document.fingerprint))
     store.delete(name for name in listing if name.startswith(layout.SHARES) and layout.for_resumes(name) is None)
@@ -219,7 +217,7 @@ def _foreign(listing: Iterable[str], fingerprint: str) -> list[str]:
 def _needed_no_more(name: str, fingerprint: str) -> bool:
     if name.startswith(layout.SHARES) and layout.for_resumes(name) is None:
         return True  # a share's lease and progress
-    notes = (layout.LEASE, layout.TRIES, layout.ATTEMPTS, layout.BEFORE, layout.REPLAY)
+    notes = (layout.LEASE, layout.TRIES, layout.ATTEMPTS, layout.REPLAY)
     return name in notes or layout.for_resumes(name) == fingerprint
 
 

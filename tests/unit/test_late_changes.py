@@ -15,7 +15,8 @@ from batch_fakes import dead_letter, job_of, part_lines, run, texts, write_rows
 
 from airflow_llm_provider.batch.shares import assemble, plan_shares, work_share
 from airflow_llm_provider.batch.stop import StopSwitch
-from airflow_llm_provider.exceptions import LLMBatchError
+from airflow_llm_provider.core.request import Status
+from airflow_llm_provider.exceptions import LLMBatchError, ReplayError
 from airflow_llm_provider.storage import layout
 from airflow_llm_provider.storage.store import RunStore
 
@@ -138,6 +139,39 @@ def test_a_run_that_is_begun_anew_once_more_meanwhile(stub: StubVLLM, source: st
 
     assert at_each_change(made, tmp_path) > 15
     assert generations.count(2) <= 2
+
+
+@pytest.mark.parametrize("meanwhile", ["a replay", "a replay and another one", "a rerun"])
+def test_rows_that_are_asked_for_again(stub: StubVLLM, source: str, tmp_path: Path, meanwhile: str) -> None:
+    """A replay is the next generation, whose rows are there already for the most part."""
+
+    def made(folder: Path) -> Callable[[int], int]:
+        run(job_of(stub, source), RunStore(str(folder)))
+
+        def again(epoch: int, **changes: Any) -> BatchJob:
+            changes = changes or {"replay": (Status.ERRORED,)}
+            return job_of(stub, source, epoch=epoch, try_number=epoch, flush_rows=2, **changes)
+
+        def others() -> None:
+            run(again(2, **({"rerun": True} if meanwhile == "a rerun" else {})), RunStore(str(folder)))
+            if meanwhile == "a replay and another one":
+                run(again(3), RunStore(str(folder)))
+
+        def after() -> dict[str, Any]:
+            asked = stub.received
+            try:
+                manifest = run(job_of(stub, source, epoch=3, try_number=4), RunStore(str(folder)))
+            except ReplayError:  # the late change was run.json itself, over that of a generation further
+                told.append(folder)
+                manifest = run(again(4, rerun=True), RunStore(str(folder)))
+            assert stub.received - asked in (0, ROWS - len(BAD))
+            return manifest
+
+        return survives(lambda store: run(again(1), store), others, after, folder)
+
+    told: list[Path] = []
+    assert at_each_change(made, tmp_path) > 15
+    assert len(told) <= 1
 
 
 def test_the_plan_and_the_assembly_of_a_run_in_shares(stub: StubVLLM, source: str, tmp_path: Path) -> None:

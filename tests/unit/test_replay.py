@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from batch_fakes import KilledStore, Try, dead_letter, job_of, part_lines, run, texts, write_rows
-from state_fakes import Values
 
 from airflow_llm_provider.batch.replay import asked_for, note, statuses_of
+from airflow_llm_provider.batch.shares import assemble, plan_shares, work_share
+from airflow_llm_provider.batch.stop import StopSwitch
 from airflow_llm_provider.core.answers import AnswerRules
 from airflow_llm_provider.core.prompt import RequestSpec
 from airflow_llm_provider.core.request import Status
-from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError, SourceError, StaleRunError, StorageError
+from airflow_llm_provider.core.tolerance import Tolerance
+from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError, ReplayError, SourceError, StaleRunError
 from airflow_llm_provider.storage import opening
 from airflow_llm_provider.storage.sink_openai import OpenAISink
 from airflow_llm_provider.storage.spool import SpooledSource
-from airflow_llm_provider.storage.state_files import StateFiles
 from airflow_llm_provider.storage.store import RunStore
 from airflow_llm_provider.testing import Fault, StubVLLM
 
@@ -121,9 +123,12 @@ def test_rows_that_ended_so_are_asked_for_again_and_no_others(
     assert check(folder, second)["truncated"] == sorted(CUT), "nobody asked for these"
     after = {line["index"]: line for line in part_lines(folder)}
     assert {index for index in before if before[index] != after[index]} == {1, 9}
-    assert second["fingerprint"] == first["fingerprint"]
+    assert (first["generation"], second["generation"]) == (1, 2)
+    assert second["fingerprint"] != first["fingerprint"], "what a try of before does late is not this one's"
+    assert not list(folder.glob(f"*{first['fingerprint']}*"))
     (told,) = second["replays"]
-    assert (told["statuses"], told["rows"], told["changed"]) == (["errored"], 3, [])
+    assert (told["statuses"], told["rows"], told["of"]) == (["errored"], 3, first["fingerprint"])
+    assert told["changed"] == []
     assert first["replays"] == []
 
 
@@ -208,7 +213,7 @@ def test_killed_at_each_change_it_goes_on(
         asked = set(after.requested(made.stub)) | set(doomed.requested(made.stub))  # type: ignore[attr-defined]
         assert asked <= {index for index in range(ROWS) if index not in stays}, "what should have stayed was asked for"
         assert len(manifest["replays"]) == 1
-        assert manifest["fingerprint"] == first["fingerprint"]
+        assert (first["generation"], manifest["generation"]) == (1, 2)
 
 
 def test_a_replay_that_was_overtaken_ends(made: Callable[..., BatchJob], tmp_path: Path) -> None:
@@ -221,7 +226,7 @@ def test_a_replay_that_was_overtaken_ends(made: Callable[..., BatchJob], tmp_pat
 
         def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
             super().write(name, data, durable=durable)
-            if name == "_run/before.json" and not self.overtaken:
+            if name == "_run/run.json" and not self.overtaken:
                 Overtaken.overtaken = True
                 run(made(replay=ERRORED, epoch=2, try_number=3), store_at(folder))
 
@@ -277,33 +282,121 @@ def test_another_input_is_no_replay(made: Callable[..., BatchJob], tmp_path: Pat
     assert check(folder, first)["errored"] == sorted(REFUSED)
 
 
-@pytest.mark.parametrize("damage", ["part", "before"])
-def test_what_is_not_as_the_manifest_says_is_not_opened(
+@pytest.mark.parametrize("damage", ["part", "no part", "letters", "no letters"])
+def test_what_is_not_as_the_manifest_says_is_not_carried_over(
     made: Callable[..., BatchJob], tmp_path: Path, damage: str
+) -> None:
+    """What lies there stays, and whoever means it can do all rows again."""
+    folder = tmp_path / "run"
+    first = run(made(), store_at(folder))
+    path = dead_letter(folder) if "letters" in damage else next(folder.glob("part-00000-*"))
+    data = path.read_bytes()
+    if damage.startswith("no"):
+        path.unlink()
+    else:
+        path.write_bytes(data.replace(b"echo", b"ECHO") if damage == "part" else data.partition(b"\n")[2])
+    for try_number in (2, 3):
+        with pytest.raises(ReplayError, match="rerun=True"):
+            run(made(replay=ERRORED, epoch=1, try_number=try_number, on_stale="restart"), store_at(folder))
+    assert json.loads((folder / "manifest.json").read_text()) == first
+    again = run(made(rerun=True, epoch=2, try_number=4), store_at(folder))
+    check(folder, again)
+
+
+def test_a_manifest_that_goes_meanwhile_is_told_of(made: Callable[..., BatchJob], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(made(), store_at(folder))
+    with pytest.raises(LLMBatchError):
+        run(made(replay=ERRORED, epoch=1, try_number=2), KilledStore(str(folder), at=4))
+    assert json.loads((folder / "_run" / "run.json").read_text())["state"] == "carrying"
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ReplayError, match="nobody knows which of its parts are whole"):
+        run(made(replay=ERRORED, epoch=1, try_number=3), store_at(folder))
+    check(folder, run(made(rerun=True, epoch=2, try_number=4), store_at(folder)))
+
+
+def test_an_interrupted_replay_is_not_begun_anew_because_something_changed(
+    made: Callable[..., BatchJob], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     run(made(), store_at(folder))
-    if damage == "part":
-        part = next(folder.glob("part-00000-*"))
-        part.write_bytes(part.read_bytes().replace(b"echo", b"ECHO"))
-        with pytest.raises(StorageError, match="is not what the manifest of before says"):
-            run(made(replay=ERRORED, epoch=1, try_number=2), store_at(folder))
-        return
+    received = made.stub.received  # type: ignore[attr-defined]
     with pytest.raises(LLMBatchError):
         run(made(replay=ERRORED, epoch=1, try_number=2), KilledStore(str(folder), at=4))
-    (folder / "_run" / "before.json").unlink()
-    with pytest.raises(StorageError, match="nobody knows which of its parts are whole"):
-        run(made(replay=ERRORED, epoch=1, try_number=3), store_at(folder))
+    other = {"requests": RequestSpec(prompt="Another: {{ row.text }}"), "on_stale": "restart"}
+    with pytest.raises(StaleRunError):
+        run(made(replay=ERRORED, epoch=1, try_number=3, **other), store_at(folder))
+    assert made.stub.received == received  # type: ignore[attr-defined]
+    check(folder, run(made(replay=ERRORED, epoch=1, try_number=4), store_at(folder)))
 
 
-def test_a_run_that_is_kept_in_airflow(made: Callable[..., BatchJob], server: Server) -> None:
-    values = Values()
-    store = RunStore("xcom://dag/task/run", files=StateFiles(values))
-    run(made(chunk_rows=100), store)
-    server.mended = REFUSED | CUT
-    again = RunStore("xcom://dag/task/run", files=StateFiles(values))
-    manifest = run(made(chunk_rows=100, replay=ALL, epoch=1, try_number=2), again)
-    assert manifest["counts"]["succeeded"] == ROWS
+def test_what_an_end_before_left_untidied_is_none_of_its(made: Callable[..., BatchJob], tmp_path: Path) -> None:
+    """A journal that a kill left lying, with the row's outcome of then."""
+    folder = tmp_path / "run"
+    first = run(made(), store_at(folder))
+    line = (folder / first["chunks"][0]["part"]).read_bytes().splitlines()[1]
+    letter = dead_letter(folder).read_bytes().splitlines()[0]
+    left = folder / "_run" / "journal" / "00000" / f"{first['fingerprint']}-0badf00d-00000.jsonl"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(line + b'\n{"dead_letter":' + letter + b"}\n")
+    again = Try(made(replay=ERRORED, epoch=1, try_number=2), store_at(folder))
+    check(folder, again())
+    assert again.requested(made.stub) == sorted(REFUSED)  # type: ignore[attr-defined]
+
+
+def test_rows_of_before_do_not_stop_it_early(stub: StubVLLM, tmp_path: Path) -> None:
+    """All that errored lie close together, and are what is done when the rest begins."""
+    folder = tmp_path / "run"
+    source = write_rows(tmp_path / "rows.jsonl", texts(1000))
+    cut = {"choices": [{"index": 0, "finish_reason": "length", "message": {"content": "cut"}}], "usage": {}}
+
+    def fault(body: dict[str, Any], _: int) -> Fault | None:
+        index = int(body["messages"][0]["content"].rpartition(" ")[2])
+        if index < 200 and index % 4 == 0:
+            return Fault.bad_request()
+        return Fault.answer(200, cut) if index >= 200 and index % 100 == 7 else None
+
+    stub.behaviour.fault = fault
+    job = {"tolerance": Tolerance(0.1), "chunk_rows": 100, "max_in_flight": 64}
+    first = run(job_of(stub, source, **{**job, "tolerance": Tolerance(1.0)}), store_at(folder))
+    assert (first["counts"]["errored"], first["counts"]["truncated"]) == (50, 8)
+    stub.behaviour.fault = None
+    again = job_of(stub, source, **job, replay=(Status.TRUNCATED,), epoch=1, try_number=2)
+    assert run(again, store_at(folder))["counts"]["truncated"] == 0
+
+
+def test_a_prompt_that_no_row_fits_is_found_out_before_anything_is_changed(
+    made: Callable[..., BatchJob], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    first = run(made(), store_at(folder))
+    wrong = made(replay=ALL, epoch=1, try_number=2, requests=RequestSpec(prompt="Say: {{ row.txet }}"))
+    with pytest.raises(ConfigurationError, match="None of the first"):
+        run(wrong, store_at(folder))
+    check(folder, first)
+
+
+def test_another_model_is_told_of(made: Callable[..., BatchJob], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(made(), store_at(folder))
+    made.stub.swap_model("better-weights")  # type: ignore[attr-defined]
+    second = run(made(replay=ERRORED, epoch=1, try_number=2), store_at(folder))
+    assert second["replays"][0]["changed"] == ["served.root was 'stub-weights' and is 'better-weights' now"]
+
+
+def test_a_run_that_tasks_share_is_left_alone(stub: StubVLLM, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "run"
+    source = write_rows(tmp_path / "rows.jsonl", texts(8))
+    stub.behaviour.fault = lambda body, _: Fault.bad_request() if " 3" in json.dumps(body) else None
+    job, stop = job_of(stub, source), StopSwitch()
+    shares = plan_shares(job, store_at(folder), stop, shares=2, begun=lambda: None)
+    for share in shares:
+        work_share(job, store_at(folder), stop, share=share, begun=lambda: None)
+    first = assemble(job, store_at(folder), stop)
+    note(store_at(folder), ERRORED)
+    plan_shares(replace(job, epoch=1, try_number=2), store_at(folder), stop, shares=2, begun=lambda: None)
+    assert json.loads((folder / "manifest.json").read_text()) == first
+    assert "is not looked at: tasks share this run" in caplog.text
 
 
 def test_what_may_be_said() -> None:
