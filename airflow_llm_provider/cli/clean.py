@@ -1,7 +1,8 @@
 """``airflow llm-batch clean``: remove finished runs, or what they keep beside their results, that are older than asked.
 
-Owns which runs those are. A run without a manifest is never touched, however old it is: it may be in progress, waiting
-for its night, or about to be resumed; it is told of.
+Owns which runs those are, and which objects are theirs: what a run writes, and nothing else that lies in its folder. A
+run without a manifest of its own is never touched, however old it is: it may be in progress, waiting for its night, or
+about to be resumed; it is told of.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from airflow_llm_provider.storage.store import RunStore
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-_AGE = re.compile(r"(\d+)([dh])")
-_LETTER = re.compile(r"dead-letter-[0-9a-f]{12}\.jsonl")
+_AGE = re.compile(r"(\d{1,5})([dh])")
+_PROMPTS = re.compile(r"(?:dead-letter|errors)-[0-9a-f]{12}\.jsonl|_run/(?:input|dead|shares/\d+/_run/dead)/.*")
+"""What holds rows that did not succeed, and what a replay would need of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Old:
     Attributes:
         folder: its path below the base.
         finished_at: when.
-        names: its objects that are to go, below the base.
+        names: its objects that are to go, in its folder.
         size_bytes: of these.
     """
 
@@ -56,22 +58,34 @@ def clean(args: Namespace) -> None:
     Raises:
         SystemExit: with 1, where the age is none, or storage fails.
     """
-    age = age_of(args.older_than)
+    before = utc_now() - age_of(args.older_than)
     base = first_set("results_base", [configured("results_base", str)], f"file://{AIRFLOW_HOME}/llm_batch")
-    store = RunStore(args.base or base.value)
+    removed: list[Old] = []
     try:
-        old, unfinished = find(store, before=utc_now() - age, what=args.what)
+        store = RunStore(args.base or base.value)
+        old, others = find(store, before=before, what=args.what)
         for run in old:
-            print(f"{run.folder}  finished {run.finished_at}, {len(run.names):,} objects, {run.size_bytes:,} bytes")  # noqa: T201
-            if args.yes:
-                remove(store, run, what=args.what)
+            if args.yes and not _removed(store, run, before=before, what=args.what):
+                others.append(f"{run.folder or '.'}  is being worked at, and stays")
+                continue
+            removed.append(run)
+            print(  # noqa: T201
+                f"{run.folder or '.'}  finished {run.finished_at}, {len(run.names):,} objects, {run.size_bytes:,} bytes"
+            )
     except LLMBatchError as error:
         raise SystemExit(str(error)) from error
-    for folder in unfinished:
-        print(f"{folder}  is not finished, and stays")  # noqa: T201
-    total = sum(run.size_bytes for run in old)
+    for told in others:
+        print(told)  # noqa: T201
+    total = sum(run.size_bytes for run in removed)
     did = "removed" if args.yes else "would be removed: say --yes"
-    print(f"{len(old):,} runs, {total:,} bytes {did}")  # noqa: T201
+    print(f"{len(removed):,} runs, {total:,} bytes {did}")  # noqa: T201
+
+
+def _removed(store: RunStore, run: Old, *, before: datetime, what: str) -> bool:
+    try:
+        return remove(store, run, before=before, what=what)
+    except (ValueError, KeyError, TypeError):  # what could be read a moment ago can't be now
+        return False
 
 
 def age_of(words: str) -> timedelta:
@@ -87,7 +101,7 @@ def age_of(words: str) -> timedelta:
 
 
 def find(store: RunStore, *, before: datetime, what: str) -> tuple[list[Old], list[str]]:
-    """Runs that were finished before that, and the folders of runs that are not finished and older than that.
+    """Runs that were finished before that, and words of others that are older.
 
     Args:
         store: the folder that runs lie below, however deep.
@@ -99,46 +113,66 @@ def find(store: RunStore, *, before: datetime, what: str) -> tuple[list[Old], li
     """
     listing = store.list("")
     folders = [name.removesuffix(layout.RUN).rstrip("/") for name in listing if _is_at_end(name, layout.RUN)]
-    old, unfinished = [], []
+    old, others = [], []
     for folder in folders:
-        prefix = f"{folder}/" if folder else ""
-        manifest = _read(store, f"{prefix}{layout.MANIFEST}")
-        document = _read(store, f"{prefix}{layout.RUN}")
-        if manifest is None or document is None or document["state"] != "open":
-            if document is not None and datetime.fromisoformat(document["created_at"]) < before:
-                unfinished.append(folder)
+        try:
+            finished_at = _finished_at(store, folder, before)
+        except (ValueError, KeyError, TypeError) as error:
+            others.append(f"{folder or '.'}  can't be read ({type(error).__name__}: {error}), and stays")
             continue
-        if datetime.fromisoformat(manifest["finished_at"]) >= before:
-            continue
-        names = [name for name in _of(listing, prefix, folders) if what == "runs" or _is_letter(name[len(prefix) :])]
-        if names:
-            size_bytes = sum(listing[name] for name in names)
-            old.append(Old(folder, manifest["finished_at"], names, size_bytes))
-    return old, unfinished
+        if finished_at is None:
+            others.append(f"{folder or '.'}  is not finished, and stays")
+        elif finished_at:
+            names = {name: size for name, size in _of(listing, folder) if what == "runs" or _PROMPTS.fullmatch(name)}
+            if names:
+                old.append(Old(folder, finished_at, list(names), sum(names.values())))
+    return old, others
 
 
-def remove(store: RunStore, run: Old, *, what: str) -> None:
-    """Remove what `find` found: the manifest first, since readers rely on what it names, and the run's intent last."""
-    first = f"{run.folder}/{layout.MANIFEST}".lstrip("/")
-    last = f"{run.folder}/{layout.RUN}".lstrip("/")
-    if what == "runs":
-        store.delete([name for name in run.names if name == first])
-    store.delete([name for name in run.names if name not in (first, last)])
-    if what == "runs":
-        store.delete([name for name in run.names if name == last])
+def remove(store: RunStore, run: Old, *, before: datetime, what: str) -> bool:
+    """Remove what `find` found, unless somebody works at it by now; whether it did.
+
+    The manifest goes first, since readers rely on what it names, and the run's intent last.
+    """
+    at = f"{run.folder}/".lstrip("/")
+    lease = _read(store, f"{at}{layout.LEASE}")
+    if lease is not None and datetime.fromisoformat(lease["taken_at"]) >= before:
+        return False
+    if not _finished_at(store, run.folder, before):
+        return False
+    ends = (layout.MANIFEST, layout.RUN) if what == "runs" else ()
+    for names in (ends[:1], [name for name in run.names if name not in ends], ends[1:]):
+        store.delete([f"{at}{name}" for name in names])
     store.prune(run.folder)
+    return True
 
 
-def _of(listing: dict[str, int], prefix: str, folders: list[str]) -> Iterator[str]:
-    """The run's own objects: another run's may lie below it."""
-    inner = [f"{each}/" for each in folders if each.startswith(prefix) and f"{each}/" != prefix and each]
-    for name in listing:
-        if name.startswith(prefix) and not name.startswith(tuple(inner)):
-            yield name
+def _finished_at(store: RunStore, folder: str, before: datetime) -> str | None:
+    """When the run was finished, where that is long enough ago; empty where it is not; None where it is not finished.
+
+    Raises:
+        ValueError, KeyError, TypeError: what lies there is no run's.
+    """
+    at = f"{folder}/".lstrip("/")
+    manifest, document = _read(store, f"{at}{layout.MANIFEST}"), _read(store, f"{at}{layout.RUN}")
+    if document is None:
+        return ""
+    whole = manifest is not None and document["state"] == "open" and manifest["generation"] == document["generation"]
+    if not whole or manifest is None:
+        return None if datetime.fromisoformat(document["created_at"]) < before else ""
+    return str(manifest["finished_at"]) if datetime.fromisoformat(manifest["finished_at"]) < before else ""
 
 
-def _is_letter(name: str) -> bool:
-    return _LETTER.fullmatch(name) is not None or name.startswith(layout.INPUT)
+def _of(listing: dict[str, int], folder: str) -> Iterator[tuple[str, int]]:
+    """The run's own objects, with their sizes: others' may lie in its folder, and other runs below it."""
+    at = f"{folder}/".lstrip("/")
+    for name, size in _below(listing, at):
+        if layout.is_result(name) or name.startswith(f"{layout.RUN_FOLDER}/"):
+            yield name, size
+
+
+def _below(listing: dict[str, int], at: str) -> Iterable[tuple[str, int]]:
+    return ((name.removeprefix(at), size) for name, size in listing.items() if name.startswith(at))
 
 
 def _is_at_end(name: str, of_run: str) -> bool:
@@ -147,7 +181,4 @@ def _is_at_end(name: str, of_run: str) -> bool:
 
 def _read(store: RunStore, name: str) -> dict[str, Any] | None:
     data = store.read(name)
-    try:
-        return None if data is None else dict(orjson.loads(data))
-    except ValueError:
-        return None
+    return None if data is None else dict(orjson.loads(data))

@@ -40,18 +40,22 @@ def status(args: Namespace) -> None:
     Raises:
         SystemExit: with 1, where there is none, or it can't be read.
     """
-    store = _store(args.run)
     try:
+        store = _store(args.run)
         document, manifest, progress = (_read(store, name) for name in (layout.RUN, layout.MANIFEST, layout.PROGRESS))
+        if document is None:
+            raise SystemExit(f"No run lies at {store.uri}. A run's path is in its task's log: result_path")
+        if manifest is not None and manifest["generation"] != document["generation"]:
+            manifest = None  # of before a restart
+        if args.output == "json":
+            summary = _summary(document, manifest, progress)
+            print(orjson.dumps(summary, option=orjson.OPT_INDENT_2).decode())  # noqa: T201
+        else:
+            print("\n".join([store.uri, *_lines(document, manifest, progress)]))  # noqa: T201
     except LLMBatchError as error:
         raise SystemExit(str(error)) from error
-    if document is None:
-        raise SystemExit(f"No run lies at {store.uri}. A run's path is in its task's log: result_path")
-    if args.output == "json":
-        summary = _summary(document, manifest, progress)
-        print(orjson.dumps(summary, option=orjson.OPT_INDENT_2).decode())  # noqa: T201
-        return
-    print("\n".join([store.uri, *_lines(document, manifest, progress)]))  # noqa: T201
+    except (KeyError, TypeError, ValueError) as error:
+        raise SystemExit(f"What lies there is not what a run writes: {type(error).__name__}: {error}") from error
 
 
 @suppress_logs_and_warning
@@ -62,11 +66,15 @@ def replay(args: Namespace) -> None:
     Raises:
         SystemExit: with 1, where there is no finished run, or no such rows in it.
     """
-    store = _store(args.run)
     try:
+        store = _store(args.run)
         statuses = statuses_of(args.status)
-        manifest = _read(store, layout.MANIFEST)
-        if manifest is None:
+        document, manifest = _read(store, layout.RUN), _read(store, layout.MANIFEST)
+        if document is not None and document.get("epoch") is not None:
+            raise SystemExit(
+                f"Tasks share the run at {store.uri}: it cannot be replayed. rerun=True does all of its rows"
+            )
+        if document is None or manifest is None or manifest["generation"] != document["generation"]:
             raise SystemExit(f"No finished run lies at {store.uri}: an unfinished one is resumed as it is")
         rows = {status: manifest["counts"].get(status, 0) for status in statuses}
         if not any(rows.values()):
@@ -74,6 +82,8 @@ def replay(args: Namespace) -> None:
         note(store, statuses)
     except LLMBatchError as error:
         raise SystemExit(str(error)) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise SystemExit(f"What lies there is not what a run writes: {type(error).__name__}: {error}") from error
     named = manifest["identity"]
     told = ", ".join(f"{number:,} {status}" for status, number in rows.items() if number)
     print(  # noqa: T201

@@ -203,6 +203,77 @@ def test_the_base_may_be_a_run(runs: dict[str, Path], capsys: pytest.CaptureFixt
     assert (runs["old/inner"] / "manifest.json").exists()
 
 
+def test_nothing_goes_that_no_run_wrote(stub: StubVLLM, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run may lie in a folder with other things, and other runs below it that have not begun yet."""
+    folder = base / "project"
+    finished(stub, folder)
+    age(folder, 40)
+    others = [folder / "input" / "rows.jsonl", folder / "report.csv", folder / "nested" / "_run" / "input" / "x.jsonl"]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("theirs")
+    cleaned(capsys)
+    assert not list(folder.glob("part-*"))
+    assert all(path.read_text() == "theirs" for path in others)
+
+
+@pytest.mark.parametrize("how", ["generation", "carrying", "lease"])
+def test_a_run_that_is_worked_at_stays(runs: dict[str, Path], capsys: pytest.CaptureFixture[str], how: str) -> None:
+    document = json.loads((runs["old"] / "_run" / "run.json").read_text())
+    changed = {"generation": {"generation": 2}, "carrying": {"state": "carrying"}, "lease": {}}[how]
+    (runs["old"] / "_run" / "run.json").write_text(json.dumps({**document, **changed}))
+    if how == "lease":
+        (runs["old"] / "_run" / "lease.json").write_text(json.dumps({"taken_at": utc_now().isoformat()}))
+    said = cleaned(capsys)
+    assert f"dag/old  is {'being worked at' if how == 'lease' else 'not finished'}, and stays" in said
+    assert list(runs["old"].glob("part-*"))
+    assert "0 runs, 0 bytes removed" in said
+
+
+def test_a_lease_that_a_kill_left_is_as_old_as_its_run(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken_at = (utc_now() - timedelta(days=39)).isoformat()
+    (runs["old"] / "_run" / "lease.json").write_text(json.dumps({"taken_at": taken_at}))
+    assert "1 runs, " in cleaned(capsys)
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"a": 1}', "null", "{", '{"finished_at": "2020-01-01", "generation": 1}'])
+def test_one_odd_object_stops_nothing(runs: dict[str, Path], capsys: pytest.CaptureFixture[str], content: str) -> None:
+    (runs["young"] / "manifest.json").write_text(content)
+    said = cleaned(capsys)
+    assert "1 runs, " in said
+    assert (runs["young"] / "manifest.json").read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("_run/progress.json", "[1]"), ("_run/progress.json", "{}"), ("_run/run.json", "{}")]
+)
+def test_the_status_of_what_is_no_runs(stub: StubVLLM, base: Path, name: str, content: str) -> None:
+    folder = base / IDENTITY.path()
+    folder.parent.mkdir(parents=True)
+    unfinished(stub, folder)
+    (folder / name).write_text(content)
+    with pytest.raises(SystemExit, match=r"not what a run writes|is damaged"):
+        status(Namespace(run=["dag", "task", "run"], output="text", verbose=False))
+
+
+def test_paths_that_nothing_serves() -> None:
+    for command in (status, replay, clean):
+        words = Namespace(
+            run=["nope://x/y"],
+            base="nope://x/y",
+            output="text",
+            status=["errored"],
+            older_than="1d",
+            what="runs",
+            yes=False,
+            verbose=False,
+        )
+        with pytest.raises(SystemExit, match="no file system serves"):
+            command(words)
+
+
 def test_killed_in_the_middle_it_leaves_no_run_that_seems_whole(
     runs: dict[str, Path], base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,7 +286,7 @@ def test_killed_in_the_middle_it_leaves_no_run_that_seems_whole(
     assert (runs["old"] / "_run" / "run.json").exists()
 
 
-@pytest.mark.parametrize("words", ["30", "d", "0d", "-1d", "2w", ""])
+@pytest.mark.parametrize("words", ["30", "d", "0d", "-1d", "2w", "", "900000d"])
 def test_ages_that_are_none(words: str) -> None:
     with pytest.raises(SystemExit, match="--older-than is a number of days or hours"):
         age_of(words)
