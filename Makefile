@@ -31,7 +31,7 @@ export UV_DEFAULT_INDEX
 endif
 export UV_NO_PROGRESS := 1
 
-.PHONY: help demo airflow test check test-release test-vllm test-prometheus test-storage test-distributed race chaos bench-client bench-memory bench-scale-out bench-colocation bench-colocation-sim bench-dedicated constraints env clean clean-demo
+.PHONY: help demo airflow test check test-release test-vllm test-prometheus test-storage test-distributed race chaos bench-client bench-memory bench-scale-out bench-colocation bench-colocation-sim bench-dedicated bench-structured constraints env clean clean-demo
 
 help: ## what there is to call
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -84,6 +84,9 @@ bench-scale-out: $(INSTALLED) $(INSTALLED_DISTRIBUTED) $(INSTALLED_REDIS) ## one
 
 bench-dedicated: $(INSTALLED) ## a server of batch's own: slots busy and makespan, in virtual time (ARGS=--vllm: a real one)
 	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.dedicated $(ARGS)
+
+bench-structured: $(INSTALLED) $(INSTALLED_VLLM) ## valid answers by schema, grammar and repairs, of a small model on a real vLLM (ARGS="--rows 40")
+	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.structured_output $(ARGS)
 
 bench-colocation: $(INSTALLED) $(INSTALLED_VLLM) ## real-time beside batch on a real vLLM, all policies (ARGS=--full for the promises)
 	@mkdir -p .run && AIRFLOW_HOME=$(CURDIR)/.run/bench $(BIN)/python -m benchmarks.colocation --server vllm $(ARGS)

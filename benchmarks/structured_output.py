@@ -8,7 +8,7 @@ one after another over the same mails:
 
 Each without repairs and with two. The model class has a rule that no grammar knows, as real ones do: at most six words.
 
-    python -m benchmarks.structured_output --rows 80 --temperature 0.7
+    make bench-structured ARGS="--rows 80 --temperature 0.7"
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_llm_provider.core.answers import AnswerRules
 from airflow_llm_provider.core.control_law import FIXED, ControlLaw
+from airflow_llm_provider.core.redaction import KEEP, Redaction
 from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class BatchJob:
         endpoint: where requests go.
         requests: what they say.
         answers: what is made of what comes back.
+        redaction: what is taken out of dead letters and errors.
         model: the model to ask for; None lets the server decide where it serves exactly one.
         source: the rows.
         chunk_rows: rows per part.
@@ -97,6 +99,7 @@ class BatchJob:
     sinks: tuple[Sink, ...] = ()
     replay: tuple[Status, ...] = ()
     answers: AnswerRules = AnswerRules()  # noqa: RUF009 - it is frozen
+    redaction: Redaction = KEEP
 
     def __post_init__(self) -> None:
         for name in ("chunk_rows", "max_attempts", "flush_rows"):

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from airflow_llm_provider.core.flush_clock import FlushClock
+from airflow_llm_provider.core.redaction import KEEP
 from airflow_llm_provider.core.request import BadRow, Outcome, RowError, RowRequest, Status
 from airflow_llm_provider.storage.lines import encode_dead_letter, encode_outcome
 
 if TYPE_CHECKING:
     from airflow_llm_provider.core.ledger import ChunkSummary, Ledger, OpenChunk, SettledLine
+    from airflow_llm_provider.core.redaction import Redaction
     from airflow_llm_provider.core.request import Landing
     from airflow_llm_provider.storage.journal import Journal
     from airflow_llm_provider.storage.parts import Parts
@@ -30,16 +33,25 @@ class Recorder:
         parts: where complete chunks go.
         flush_rows: see `FlushClock`.
         flush_interval_s: see `FlushClock`.
+        redaction: of errors and dead letters.
     """
 
     def __init__(
-        self, ledger: Ledger, journal: Journal, parts: Parts, *, flush_rows: int, flush_interval_s: float
+        self,
+        ledger: Ledger,
+        journal: Journal,
+        parts: Parts,
+        *,
+        flush_rows: int,
+        flush_interval_s: float,
+        redaction: Redaction = KEEP,
     ) -> None:
         self._ledger = ledger
         self._journal = journal
         self._parts = parts
         self._flush_rows = flush_rows
         self._flush_interval_s = flush_interval_s
+        self._redaction = redaction
         self._woken = asyncio.Event()
         self._closed = False
         self.last_error = ""
@@ -48,28 +60,30 @@ class Recorder:
 
     def landed(self, request: RowRequest, landing: Landing, attempts: int) -> None:
         """A row has its answer, whether it is a success or not."""
+        error = None if landing.error is None else self._redacted(landing.error)
         outcome = Outcome(
             request.index,
             request.custom_id,
             landing.status,
             attempts,
             completion=landing.completion,
-            error=landing.error,
+            error=error,
             parsed=landing.parsed,
         )
         settled = encode_outcome(outcome)
-        if landing.error is not None:
+        if error is not None:
             if landing.status is not Status.TRUNCATED:
-                self.last_error = landing.error.message
-            settled.dead_letter = encode_dead_letter(outcome, request)
+                self.last_error = error.message
+            settled.dead_letter = encode_dead_letter(outcome, request, self._redaction)
         self._settle(outcome.index, settled)
 
     def errored(self, row: RowRequest | BadRow, error: RowError, attempts: int) -> None:
         """A row will not succeed by trying again."""
+        error = self._redacted(error)
         self.last_error = error.message
         outcome = Outcome(row.index, row.custom_id, Status.ERRORED, attempts, error=error)
         settled = encode_outcome(outcome)
-        settled.dead_letter = encode_dead_letter(outcome, row)
+        settled.dead_letter = encode_dead_letter(outcome, row, self._redaction)
         self._settle(outcome.index, settled)
 
     def opened(self, opened: OpenChunk) -> None:
@@ -121,6 +135,9 @@ class Recorder:
             self.committed.set()
         for opened, indices, _ in partial:
             self._ledger.journalled(opened, indices)
+
+    def _redacted(self, error: RowError) -> RowError:
+        return replace(error, message=self._redaction.text(error.message))
 
     def _settle(self, index: int, settled: SettledLine) -> None:
         opened = self._ledger.settle(index, settled)

@@ -55,5 +55,6 @@ def check_sample(job: BatchJob, scan: Scan, model: str) -> None:
     bad = [row for row in prepared if isinstance(row, BadRow)]
     if len(bad) == len(prepared):
         raise ConfigurationError(
-            f"None of the first {len(bad)} rows can become a request, so nothing was begun. The first: {bad[0].message}"
+            f"None of the first {len(bad)} rows can become a request, so nothing was begun. The first: "
+            f"{job.redaction.text(bad[0].message)}"
         )

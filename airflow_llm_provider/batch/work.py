@@ -70,7 +70,14 @@ async def work_off(
     await job.switch.refresh()  # reading the source may have taken long
     spent = await asyncio.to_thread(attempts.read, job, store)
     spread = _spread(job, spent, row_s=earlier.row_s)
-    recorder = Recorder(ledger, journal, parts, flush_rows=job.flush_rows, flush_interval_s=job.flush_interval_s)
+    recorder = Recorder(
+        ledger,
+        journal,
+        parts,
+        flush_rows=job.flush_rows,
+        flush_interval_s=job.flush_interval_s,
+        redaction=job.redaction,
+    )
     reporter = Reporter(
         store, ledger, spread, urls, remaining_s=earlier.remaining_s, told=told, interval_s=job.progress_interval_s
     )
@@ -81,7 +88,10 @@ async def work_off(
         for url, own in zip(urls, owns, strict=True)
     ]
     async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(EndpointClient(job.endpoint, base_url=url)) for url in urls]
+        clients = [
+            await stack.enter_async_context(EndpointClient(job.endpoint, base_url=url, redaction=job.redaction))
+            for url in urls
+        ]
         runner = Runner(
             clients=list(zip(clients, owns, strict=True)),
             senders=_checked(job, _senders(job, clients, spread.dispatchers, model)),

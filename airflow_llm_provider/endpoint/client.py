@@ -10,12 +10,14 @@ import asyncio
 import errno
 import io
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from airflow_llm_provider.core.redaction import KEEP, Redaction
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.endpoint.credentials import blotted
 from airflow_llm_provider.endpoint.failure import Answer, classify, garbled, read_json, shorten
@@ -92,13 +94,15 @@ class EndpointClient:
     Args:
         settings: the endpoint's, of which the URL list is not looked at.
         base_url: the server's root this client talks to, without ``/v1``.
+        redaction: of what failures say: a server may quote a row.
 
     Raises:
         ConfigurationError: the base URL is none, or the CA bundle can't be read.
     """
 
-    def __init__(self, settings: EndpointSettings, *, base_url: str) -> None:
+    def __init__(self, settings: EndpointSettings, *, base_url: str, redaction: Redaction = KEEP) -> None:
         self._settings = settings
+        self._redaction = redaction
         self._base_url = base_url
         self._ssl = ssl_context(settings.verify) if base_url.startswith("https://") else True
         self._urls: dict[str, URL] = {}  # by path: parsing one costs as much as decoding an answer
@@ -272,9 +276,11 @@ class EndpointClient:
             result = await asyncio.to_thread(self._decode, path, response, body, request_id)
         else:
             result = self._decode(path, response, body, request_id)
-        if isinstance(result, Failure) and result.kind is FailureKind.GARBLED and used is not None:
+        if not isinstance(result, Failure):
+            return result
+        if result.kind is FailureKind.GARBLED and used is not None:
             used.close()
-        return result
+        return replace(result, message=self._redaction.text(result.message))
 
     def _decode(
         self, path: str, response: aiohttp.ClientResponse, body: bytes, request_id: str
@@ -314,7 +320,7 @@ class EndpointClient:
                 half = isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)
                 stale = at_once and not answered and not half and not _connection_is_new.get()
                 kind = FailureKind.STALE_CONNECTION if stale else FailureKind.CONNECTION_LOST
-        return Failure(kind, shorten(words, self._secrets), refused=refused)
+        return Failure(kind, self._redaction.text(shorten(words, self._secrets)), refused=refused)
 
 
 def _words(error: Exception) -> str:

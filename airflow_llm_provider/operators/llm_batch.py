@@ -18,6 +18,7 @@ from airflow_llm_provider.batch.gate import RunHeld
 from airflow_llm_provider.batch.replay import statuses_of
 from airflow_llm_provider.batch.stop import StopSwitch
 from airflow_llm_provider.core.prompt import RequestTemplate
+from airflow_llm_provider.core.redaction import Redaction
 from airflow_llm_provider.core.release import Cause
 from airflow_llm_provider.core.tolerance import Tolerance
 from airflow_llm_provider.core.window_text import parse_windows
@@ -126,6 +127,8 @@ class LLMBatchOperator(BaseOperator):
         rerun: do a finished run again when its task is cleared; unfinished runs are resumed either way.
         replay: ``errored``, ``invalid_output`` or ``truncated``, or some of them: rows of a finished run that ended so
             are asked for again when its task is cleared, by the DAG as it is then; all others stay. Once per clear.
+        redact: a function from text to text, called with each text of a dead letter's request and of an error before it
+            is kept or logged; results are kept as they are. See `docs/security.md`.
         on_empty: ``succeed``, ``skip`` or ``fail`` where the input has no rows. No file at all is always an error.
         workload: ``scheduled-batch`` or ``burst-batch``; what follows from it stands in `docs/workloads.md`.
         placement: ``dedicated``, ``shared`` or ``time-shifted``: the connection's by default, and never freer than it.
@@ -189,6 +192,7 @@ class LLMBatchOperator(BaseOperator):
         on_stale: Literal["fail", "restart"] = "fail",
         rerun: bool = False,
         replay: str | Sequence[str] | None = None,
+        redact: Callable[[str], str] | None = None,
         on_empty: Literal["succeed", "skip", "fail"] = "succeed",
         workload: str = Workload.SCHEDULED_BATCH,
         placement: str | None = None,
@@ -243,6 +247,7 @@ class LLMBatchOperator(BaseOperator):
         self.on_stale = on_stale
         self.rerun = rerun
         self.replay = replay
+        self.redact = redact
         self.on_empty = on_empty
         self.workload = workload
         self.placement = placement
@@ -379,6 +384,7 @@ class LLMBatchOperator(BaseOperator):
         """Refuse at parse time what could never run; values that come from other tasks are looked at in `execute`."""
         RequestTemplate(request_spec(self, dict.fromkeys(NAMES)), model="")
         answer_rules(self)
+        Redaction(self.redact)
         if statuses_of(self.replay) and self.rerun:
             raise ConfigurationError(
                 "replay and rerun: one does some rows of a finished run again, the other all of them"

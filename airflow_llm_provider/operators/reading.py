@@ -20,6 +20,7 @@ from airflow_llm_provider.batch.switch import HoldSwitch
 from airflow_llm_provider.core.effective import Effective, first_set, from_dag
 from airflow_llm_provider.core.identity import RunIdentity
 from airflow_llm_provider.core.prompt import RequestSpec
+from airflow_llm_provider.core.redaction import Redaction
 from airflow_llm_provider.core.terms import Agreement, Asked, agree
 from airflow_llm_provider.core.tolerance import Tolerance
 from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError
@@ -134,6 +135,7 @@ def read_job(operator: LLMBatchOperator, context: Context, marker: RunMarker) ->
         endpoint=endpoint,
         requests=request_spec(operator, prompt_context(context, identity)),
         answers=answer_rules(operator),
+        redaction=Redaction(operator.redact),
         sinks=tuple(each.open() for each in sinks),
         model=values["model"].value,
         source=source,
@@ -220,6 +222,7 @@ def _effective(
         from_dag("on_stale", operator.on_stale, "fail"),
         from_dag("rerun", operator.rerun, default=False),
         from_dag("replay", operator.replay, None),
+        from_dag("redact", getattr(operator.redact, "__qualname__", operator.redact), None),
         from_dag("on_empty", operator.on_empty, "succeed"),
         from_dag("retries", operator.retries, 3),
         from_dag("fruitless_retries", operator.fruitless_retries, None),

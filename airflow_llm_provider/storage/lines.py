@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from airflow_llm_provider.core.ledger import SettledLine
+from airflow_llm_provider.core.redaction import KEEP
 from airflow_llm_provider.core.request import BadRow, Status, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from airflow_llm_provider.core.redaction import Redaction
     from airflow_llm_provider.core.request import Outcome, RowRequest
 
 _NEWLINE = orjson.OPT_APPEND_NEWLINE
@@ -47,8 +49,11 @@ def encode_outcome(outcome: Outcome) -> SettledLine:
     return SettledLine(line, outcome.status, usage)
 
 
-def encode_dead_letter(outcome: Outcome, row: RowRequest | BadRow) -> bytes:
-    """What a person needs to mend or replay a row: where it stands, what was sent, what went wrong."""
+def encode_dead_letter(outcome: Outcome, row: RowRequest | BadRow, redaction: Redaction = KEEP) -> bytes:
+    """What a person needs to mend or replay a row: where it stands, what was sent, what went wrong.
+
+    The outcome's error is taken as it is; what was sent is kept as far as `redaction` says.
+    """
     letter = {
         "index": outcome.index,
         "custom_id": outcome.custom_id,
@@ -60,13 +65,13 @@ def encode_dead_letter(outcome: Outcome, row: RowRequest | BadRow) -> bytes:
         "attempts": outcome.attempts,
     }
     if isinstance(row, BadRow):
-        letter["raw"] = row.raw
+        letter["raw"] = redaction.text(row.raw)
         return orjson.dumps(letter, option=_NEWLINE)
-    letter["request"] = {"method": "POST", "url": row.path, "body": orjson.loads(row.body)}
     try:
+        letter["request"] = {"method": "POST", "url": row.path, "body": redaction.value(orjson.loads(row.body))}
         return orjson.dumps(letter, option=_NEWLINE)
-    except TypeError:  # nested as deeply as can be written, and here it is two levels deeper
-        letter |= {"request": None, "raw": row.body[:_RAW_BYTES].decode("utf-8", "replace")}
+    except (TypeError, RecursionError):  # nested as deeply as can be written, and here it is two levels deeper
+        letter |= {"request": None, "raw": redaction.text(row.body[:_RAW_BYTES].decode("utf-8", "replace"))}
         return orjson.dumps(letter, option=_NEWLINE)
 
 

@@ -138,8 +138,9 @@ def _fit(record: dict[str, Any], schema: Any) -> dict[str, Any]:
 
     try:
         pa.Table.from_pylist([record], schema=schema)
-    except _UNFIT as error:
-        log.warning("Row %d: parsed is null in Parquet, and stands in output: %s", record["index"], error)
+    except _UNFIT as error:  # its words quote the value, which may not be for logs
+        kind = type(error).__name__
+        log.warning("Row %d: parsed is null in Parquet (%s), and stands in output", record["index"], kind)
         return {**record, "parsed": None}
     return record
 
