@@ -44,10 +44,9 @@ class Redaction:
         return kept if isinstance(kept, str) else UNREDACTED
 
     def value(self, value: Any) -> Any:
-        """What may be kept of a JSON value: each text in it; names of fields, numbers and truths stay.
+        """What may be kept of a JSON value that was read or can be written, and so is no 255 levels deep.
 
-        Raises:
-            RecursionError: it is nested too deeply.
+        Each text in it goes through the hook; names of fields, numbers and truths stay.
         """
         if self._hook is None:
             return value

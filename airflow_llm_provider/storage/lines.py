@@ -70,7 +70,7 @@ def encode_dead_letter(outcome: Outcome, row: RowRequest | BadRow, redaction: Re
     try:
         letter["request"] = {"method": "POST", "url": row.path, "body": redaction.value(orjson.loads(row.body))}
         return orjson.dumps(letter, option=_NEWLINE)
-    except (TypeError, RecursionError):  # nested as deeply as can be written, and here it is two levels deeper
+    except TypeError:  # nested as deeply as can be written, and here it is two levels deeper
         letter |= {"request": None, "raw": redaction.text(row.body[:_RAW_BYTES].decode("utf-8", "replace"))}
         return orjson.dumps(letter, option=_NEWLINE)
 

@@ -31,11 +31,11 @@ from airflow_llm_provider.sources import Files, Query, source_of
 from airflow_llm_provider.storage.jsonl import JsonlSource
 from airflow_llm_provider.storage.source import ListSource
 from airflow_llm_provider.storage.spool import SpooledSource
+from airflow_llm_provider.testing import Fault, StubVLLM
 
 if TYPE_CHECKING:
     from pytest_mock import MockerFixture
 
-    from airflow_llm_provider.testing import StubVLLM
 
 SECRET = "sk-very-secret-key"
 AT = dt.datetime(2026, 1, 2, 3, tzinfo=dt.UTC)
@@ -567,6 +567,16 @@ def test_a_schema_that_the_server_is_not_told_of(results: Path, stub: StubVLLM) 
     assert len(bodies) == 2
     assert not any("response_format" in body for body in bodies)
     assert (results / "d" / "t").exists()
+
+
+def test_dead_letters_keep_what_redact_leaves(results: Path, stub: StubVLLM) -> None:
+    stub.behaviour.fault = lambda *_: Fault.bad_request("hi is no prompt")
+    task = operator(redact=lambda text: text.replace("hi", "-"), max_error_rate=1.0)
+    manifest = task.execute(context_of())
+    (letter,) = [json.loads(line) for line in next(results.rglob("dead-letter*")).read_bytes().splitlines()]
+    assert letter["request"]["body"]["messages"] == [{"role": "user", "content": "Say -"}]
+    assert letter["error"]["message"].endswith("- is no prompt")
+    assert manifest["counts"]["errored"] == 1
 
 
 def test_whole_requests_are_sent_as_they_are_and_their_answers_checked(results: Path, stub: StubVLLM) -> None:

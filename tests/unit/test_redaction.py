@@ -10,6 +10,7 @@ from batch_fakes import dead_letter, job_of, part_lines, run, write_rows
 
 from airflow_llm_provider.core.answers import AnswerRules
 from airflow_llm_provider.core.output_schema import OutputSchema
+from airflow_llm_provider.core.prompt import RequestSpec
 from airflow_llm_provider.core.redaction import KEEP, UNREDACTED, Redaction
 from airflow_llm_provider.core.retry import Failure
 from airflow_llm_provider.core.tolerance import Tolerance
@@ -119,16 +120,29 @@ def test_names_numbers_and_truths_stay() -> None:
     assert KEEP.value(value) == value
 
 
-def test_a_request_nested_too_deeply_is_kept_as_redacted_text(tmp_path: Path) -> None:
-    deep = json.loads("[" * 900 + f'"{WHO}"' + "]" * 900)
-    body = {"model": "stub", "messages": [{"role": "user", "content": "x"}], "metadata": deep}
-    line = {"custom_id": "deep", "method": "POST", "url": "/v1/chat/completions", "body": body}
-    source = write_rows(tmp_path / "rows.jsonl", [line, *({**line, "custom_id": "x", "body": {"messages": []}},)])
+def test_a_request_that_a_dead_letter_cannot_nest_is_kept_as_redacted_text(tmp_path: Path) -> None:
+    """JSON may be written 254 levels deep, and a letter's request lies two levels deeper than it did."""
+    body = f'{{"model":"stub","messages":[{{"role":"user","content":"{WHO}"}}],"metadata":{"[" * 252}0{"]" * 252}}}'
+    line = f'{{"custom_id":"deep","url":"/v1/chat/completions","body":{body}}}'
+    source = write_rows(tmp_path / "rows.jsonl", [line.encode()])
     with StubVLLM(fault=lambda *_: Fault.bad_request("no")) as stub:
-        run(job_of(stub, source, prompt=None, redaction=Redaction(without_her)), RunStore(str(tmp_path / "run")))
+        job = job_of(stub, source, requests=RequestSpec(), redaction=Redaction(without_her))
+        run(job, RunStore(str(tmp_path / "run")))
     letter = letters(tmp_path)["deep"]
-    assert WHO not in json.dumps(letter)
-    assert "<who>" in letter["raw"] or "<who>" in json.dumps(letter["request"])
+    assert letter["request"] is None
+    assert "<who>" in letter["raw"]
+    assert WHO not in letter["raw"]
+
+
+def test_what_a_busy_server_says_is_logged_as_the_hook_leaves_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", [{"custom_id": "a", "text": WHO}])
+    once = [Fault.answer(503, {"error": {"message": f"too busy for {WHO}", "code": 503}})]
+    with StubVLLM(fault=lambda *_: once.pop() if once else None) as stub:
+        run(job_of(stub, source, redaction=Redaction(without_her)), RunStore(str(tmp_path / "run")))
+    assert "too busy for <who>" in caplog.text
+    assert WHO not in caplog.text
 
 
 async def test_what_the_network_says_goes_through_it_too() -> None:
