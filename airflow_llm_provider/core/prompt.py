@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from airflow_llm_provider.core.identity import canonical
@@ -18,8 +18,6 @@ from airflow_llm_provider.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from jinja2 import Template
 
 Endpoint = Literal["chat", "completions", "embeddings"]
 
@@ -135,8 +133,8 @@ class RequestTemplate:
         self._system = self._compile("system_prompt", spec.system_prompt)
         self._prompt = self._compile("prompt", spec.prompt)
         self._messages = [
-            (dict(message), self._compile(f"messages[{n}].content", _content(message, n)))
-            for n, message in enumerate(spec.messages or ())
+            (dict(message), self._content(f"messages[{n}].content", message.get("content")))
+            for n, message in enumerate(_checked(spec.messages or ()))
         ]
         self._context = {name: spec.context[name] for name in self._names - {"row"}}
 
@@ -166,8 +164,8 @@ class RequestTemplate:
             messages.append({"role": "system", "content": self._render(self._system, row)})
         if self._prompt is not None:
             messages.append({"role": "user", "content": self._render(self._prompt, row)})
-        for message, template in self._messages:
-            messages.append({**message, "content": self._render(template, row)} if template else message)
+        for message, content in self._messages:
+            messages.append({**message, "content": self._filled(content, row)} if "content" in message else message)
         return messages
 
     def _batch_line(self, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -183,6 +181,30 @@ class RequestTemplate:
             shown = repr(method[:_SHOWN_CHARS]) if isinstance(method, str) else f"a {type(method).__name__}"
             raise RowRejectedError(f"its method is {shown}, not POST")
         return url, body if "model" in body and not self._spec.renames_model else {**body, "model": self._model}
+
+    def _content(self, name: str, content: Any) -> Any:
+        """A message's content, or what is in it, with a template where it has a text; what a part is, is no text."""
+        match content:
+            case str():
+                return self._compile(name, content)
+            case list() | tuple():
+                return [self._content(f"{name}[{n}]", each) for n, each in enumerate(content)]
+            case dict():
+                return {
+                    key: each if key == "type" else self._content(f"{name}.{key}", each)
+                    for key, each in content.items()
+                }
+        return content
+
+    def _filled(self, content: Any, row: Mapping[str, Any]) -> Any:
+        match content:
+            case Template():
+                return self._render(content, row)
+            case list():
+                return [self._filled(each, row) for each in content]
+            case dict():
+                return {key: self._filled(each, row) for key, each in content.items()}
+        return content
 
     def _compile(self, name: str, source: str | None) -> Template | None:
         if source is None:
@@ -204,7 +226,7 @@ class RequestTemplate:
         return template
 
     def _render(self, template: Template | None, row: Mapping[str, Any]) -> str:
-        if template is None:  # a message whose content is no text is passed on, never rendered
+        if template is None:  # `build` asks for a prompt's only where the spec has one
             raise AssertionError
         try:
             return template.render(self._context, row=row)
@@ -219,11 +241,11 @@ class RequestTemplate:
             ) from error
 
 
-def _content(message: Mapping[str, Any], number: int) -> str | None:
-    if not isinstance(message.get("role"), str):
-        raise ConfigurationError(f"messages[{number}] has no role; a message is {{'role': …, 'content': …}}")
-    content = message.get("content")
-    return content if isinstance(content, str) else None
+def _checked(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    for number, message in enumerate(messages):
+        if not isinstance(message.get("role"), str):
+            raise ConfigurationError(f"messages[{number}] has no role; a message is {{'role': …, 'content': …}}")
+    return messages
 
 
 def _fields(row: Mapping[str, Any]) -> str:

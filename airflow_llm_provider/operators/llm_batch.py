@@ -94,7 +94,7 @@ class LLMBatchOperator(BaseOperator):
             It also knows ``params``, ``run_id``, ``dag_id``, ``task_id``, ``map_index`` and the run's dates as ISO 8601
             texts: ``run_after``, and where the run has them ``ds``, ``ts``, ``logical_date``,
             ``data_interval_start`` and ``data_interval_end``.
-        messages: instead of `prompt`, whole chat messages whose texts are such templates.
+        messages: instead of `prompt`, whole chat messages whose texts, in parts of a content too, are such templates.
         system_prompt: template of a system message put first.
         vllm_conn_id: the connection of type ``vllm``. Templated.
         model: the model to ask for; the connection's by default, else the only one the endpoint serves. Rows of

@@ -42,21 +42,53 @@ def test_a_completions_request() -> None:
 
 
 def test_whole_messages() -> None:
-    parts = [{"type": "text", "text": "{{ row.a }}"}]
     messages = [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "{{ row.a }}", "name": "me"},
         {"role": "assistant", "content": None, "tool_calls": []},
-        {"role": "user", "content": parts},
     ]
     _, body = build({"a": "x"}, messages=messages)
     assert body["messages"] == [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "x", "name": "me"},
         {"role": "assistant", "content": None, "tool_calls": []},
-        {"role": "user", "content": parts},  # only texts are templates
     ]
     assert messages[1]["content"] == "{{ row.a }}"
+
+
+def test_a_message_of_parts() -> None:
+    image = {"url": "https://pictures.example/{{ row.id }}.png", "detail": "low"}
+    parts = [
+        {"type": "text", "text": "What is on {{ row.name }}?"},
+        {"type": "image_url", "image_url": image, "uuid": None},
+        {"type": "{{ kind }}", "weight": 1.5},
+    ]
+    template = RequestTemplate(RequestSpec(messages=[{"role": "user", "content": parts}]), model="m")
+    first, second = (template.build({"id": n, "name": f"picture {n}"})[1]["messages"] for n in (1, 2))
+    assert first == [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "What is on picture 1?"},
+                {
+                    "type": "image_url",
+                    "image_url": {"url": "https://pictures.example/1.png", "detail": "low"},
+                    "uuid": None,
+                },
+                {"type": "{{ kind }}", "weight": 1.5},
+            ],
+        }
+    ]
+    assert second[0]["content"][1]["image_url"]["url"] == "https://pictures.example/2.png"
+    assert image["url"].endswith("{{ row.id }}.png")
+    with pytest.raises(RowRejectedError, match="the prompt cannot be rendered"):
+        template.build({"id": 1})
+
+
+def test_a_part_that_is_no_template() -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "{{ rwo.a }}"}]}]
+    with pytest.raises(ConfigurationError, match=r"messages\[0\].content\[1\].text uses rwo, which does not exist"):
+        build({}, messages=messages)
 
 
 @pytest.mark.parametrize(
