@@ -382,7 +382,8 @@ class JobRun:
     def _ask_endpoint(self, wanted: str | None) -> dict[str, Any]:
         """What serves the model, in the form that ``run.json`` keeps."""
         self._check_stop()
-        return what_serves(run_apart(identify(self._job.endpoint, self._stop), self._stop), wanted)
+        asking = identify(self._job.endpoint, self._stop, redaction=self._job.redaction)
+        return what_serves(run_apart(asking, self._stop), wanted)
 
     def _check_stop(self) -> None:
         if self._stop.reason is not None:

@@ -13,6 +13,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_
 from tenacity.wait import wait_exponential, wait_random
 
 from airflow_llm_provider.core.progress import duration
+from airflow_llm_provider.core.redaction import KEEP, Redaction
 from airflow_llm_provider.core.retry import Failure, Reaction
 from airflow_llm_provider.endpoint.client import EndpointClient
 from airflow_llm_provider.endpoint.identity import resolve_model
@@ -36,7 +37,7 @@ OTHERS_S = 3.0
 
 
 async def identify(
-    settings: EndpointSettings, stop: StopSwitch, *, patience_s: float = PATIENCE_S
+    settings: EndpointSettings, stop: StopSwitch, *, patience_s: float = PATIENCE_S, redaction: Redaction = KEEP
 ) -> dict[str, ServerIdentity]:
     """Who answers at the endpoint, by base URL, waiting a little where nobody does.
 
@@ -47,7 +48,7 @@ async def identify(
         EndpointDownError: nobody answers for `patience_s`.
         RunStoppedError: `stop` was set meanwhile.
     """
-    asking = {url: asyncio.ensure_future(_ask(settings, url, patience_s)) for url in settings.base_urls}
+    asking = {url: asyncio.ensure_future(_ask(settings, url, patience_s, redaction)) for url in settings.base_urls}
 
     def cancel(_reason: str) -> None:
         for each in asking.values():
@@ -133,7 +134,9 @@ def _judge(results: Mapping[str, ServerIdentity | Failure | None], patience_s: f
     return answers
 
 
-async def _ask(settings: EndpointSettings, url: str, patience_s: float) -> ServerIdentity | Failure:
+async def _ask(
+    settings: EndpointSettings, url: str, patience_s: float, redaction: Redaction
+) -> ServerIdentity | Failure:
     def tell(state: RetryCallState) -> None:
         failure = state.outcome.result() if state.outcome else None
         log.warning("%s: %s. Trying again for up to %s", url, _words(failure), duration(patience_s))
@@ -148,7 +151,7 @@ async def _ask(settings: EndpointSettings, url: str, patience_s: float) -> Serve
         before_sleep=tell,
         retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
     )
-    async with EndpointClient(settings, base_url=url) as client:
+    async with EndpointClient(settings, base_url=url, redaction=redaction) as client:
         result: ServerIdentity | Failure = await asking(attempt, client)
         return result
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 UNREDACTED = "[left out: redact failed]"
-"""What is kept of a text that the hook did not take: nothing of it."""
+"""What is kept of a text that the hook did not take: nothing of it, and nothing that the hook said of it."""
 
 
 class Redaction:
@@ -32,16 +32,25 @@ class Redaction:
             raise ConfigurationError(f"redact must be a function from text to text, not {hook!r}")
         self._hook = hook
 
+    @property
+    def name(self) -> str | None:
+        """The hook's, without what it was made with, which may be a key; None: there is none."""
+        if self._hook is None:
+            return None
+        return getattr(self._hook, "__qualname__", None) or type(self._hook).__name__
+
     def text(self, text: str) -> str:
         """What may be kept of a text; never raises."""
         if self._hook is None:
             return text
         try:
-            kept = self._hook(text)
-            kept.encode()  # half a surrogate pair could not be written
-        except Exception:  # noqa: BLE001 - the hook is the DAG's; what it says of the text may quote it
+            kept: Any = self._hook(text)
+            if not isinstance(kept, str):
+                return UNREDACTED
+            str.encode(kept)  # half a surrogate pair could not be written
+        except (Exception, SystemExit, GeneratorExit):  # noqa: BLE001 - the hook is the DAG's, and its words may quote it
             return UNREDACTED
-        return kept if isinstance(kept, str) else UNREDACTED
+        return str(kept)
 
     def value(self, value: Any) -> Any:
         """What may be kept of a JSON value that was read or can be written, and so is no 255 levels deep.

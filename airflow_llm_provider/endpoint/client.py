@@ -10,7 +10,6 @@ import asyncio
 import errno
 import io
 from contextvars import ContextVar
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
@@ -239,6 +238,7 @@ class EndpointClient:
             date=headers.get("Date"),
             location=headers.get("Location"),
             secrets=self._secrets,
+            redaction=self._redaction,
         )
 
     def polled(self, path: str) -> PolledPage:
@@ -276,11 +276,9 @@ class EndpointClient:
             result = await asyncio.to_thread(self._decode, path, response, body, request_id)
         else:
             result = self._decode(path, response, body, request_id)
-        if not isinstance(result, Failure):
-            return result
-        if result.kind is FailureKind.GARBLED and used is not None:
+        if isinstance(result, Failure) and result.kind is FailureKind.GARBLED and used is not None:
             used.close()
-        return replace(result, message=self._redaction.text(result.message))
+        return result
 
     def _decode(
         self, path: str, response: aiohttp.ClientResponse, body: bytes, request_id: str
@@ -295,6 +293,7 @@ class EndpointClient:
             date=headers.get("Date"),
             location=headers.get("Location"),
             secrets=self._secrets,
+            redaction=self._redaction,
             request_id=request_id,
         )
 

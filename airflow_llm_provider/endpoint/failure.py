@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from airflow_llm_provider.core.redaction import KEEP, Redaction
 from airflow_llm_provider.core.retry import Failure, FailureKind
 
 MESSAGE_CHARS = 500
@@ -79,6 +80,7 @@ class Answer:
             here, and the two machines' clocks need not agree.
         location: where a redirect points. Redirects are never followed: the body would go to another server.
         secrets: strings that no message may contain, such as the API key.
+        redaction: of every message: a server may quote a row, or an answer.
     """
 
     path: str
@@ -89,6 +91,7 @@ class Answer:
     date: str | None = None
     location: str | None = None
     secrets: tuple[str, ...] = ()
+    redaction: Redaction = KEEP
 
 
 def classify(answer: Answer) -> Failure:
@@ -180,7 +183,7 @@ def retry_after_s(retry_after: str | None, date: str | None) -> float | None:
 def _failure(answer: Answer, kind: FailureKind, message: str) -> Failure:
     return Failure(
         kind=kind,
-        message=shorten(message, answer.secrets),
+        message=answer.redaction.text(shorten(message, answer.secrets)),
         http_status=answer.status,
         retry_after_s=retry_after_s(answer.retry_after, answer.date),
     )

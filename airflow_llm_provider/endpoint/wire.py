@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from airflow_llm_provider.core.redaction import KEEP, Redaction
 from airflow_llm_provider.core.request import Completion, Usage
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.endpoint import sse
@@ -46,6 +47,7 @@ def decode(
     date: str | None = None,
     location: str | None = None,
     secrets: tuple[str, ...] = (),
+    redaction: Redaction = KEEP,
     request_id: str | None = None,
 ) -> Completion | Failure:
     """What an answer to a POST means. Takes `Answer`'s fields; never raises.
@@ -73,6 +75,7 @@ def decode(
         date=date,
         location=location,
         secrets=secrets,
+        redaction=redaction,
     )
     if not 200 <= status < 300:  # noqa: PLR2004
         return classify(answer)

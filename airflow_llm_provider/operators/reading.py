@@ -222,7 +222,7 @@ def _effective(
         from_dag("on_stale", operator.on_stale, "fail"),
         from_dag("rerun", operator.rerun, default=False),
         from_dag("replay", operator.replay, None),
-        from_dag("redact", getattr(operator.redact, "__qualname__", operator.redact), None),
+        from_dag("redact", Redaction(operator.redact).name, None),
         from_dag("on_empty", operator.on_empty, "succeed"),
         from_dag("retries", operator.retries, 3),
         from_dag("fruitless_retries", operator.fruitless_retries, None),

@@ -65,7 +65,7 @@ def encode_dead_letter(outcome: Outcome, row: RowRequest | BadRow, redaction: Re
         "attempts": outcome.attempts,
     }
     if isinstance(row, BadRow):
-        letter["raw"] = redaction.text(row.raw)
+        letter["raw"] = _kept(row.raw, redaction)
         return orjson.dumps(letter, option=_NEWLINE)
     try:
         letter["request"] = {"method": "POST", "url": row.path, "body": redaction.value(orjson.loads(row.body))}
@@ -73,6 +73,16 @@ def encode_dead_letter(outcome: Outcome, row: RowRequest | BadRow, redaction: Re
     except TypeError:  # nested as deeply as can be written, and here it is two levels deeper
         letter |= {"request": None, "raw": redaction.text(row.body[:_RAW_BYTES].decode("utf-8", "replace"))}
         return orjson.dumps(letter, option=_NEWLINE)
+
+
+def _kept(raw: str, redaction: Redaction) -> str:
+    """What is kept of a row's text. JSON's escapes would hide words from the hook: what can be read is read first."""
+    if redaction is KEEP:
+        return raw
+    try:
+        return orjson.dumps(redaction.value(orjson.loads(raw))).decode()
+    except (ValueError, TypeError):  # no JSON, or nested too deeply to be written again
+        return redaction.text(raw)
 
 
 def encode_journal(settled: list[SettledLine]) -> bytes:
@@ -123,11 +133,11 @@ def decode_part(data: bytes) -> list[tuple[int, Status, Usage]]:
         ValueError: when a line is no row's line.
     """
     rows = []
-    for line in data.splitlines():
+    for number, line in enumerate(data.splitlines(), start=1):
         try:
             index, settled = _decode_settled(line)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"no row's line: {line[:80]!r}") from error
+            raise ValueError(f"line {number} is no row's: {type(error).__name__}, {error}") from error
         rows.append((index, settled.status, settled.usage))
     return rows
 

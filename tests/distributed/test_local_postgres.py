@@ -38,9 +38,9 @@ def test_a_group_on_postgres_lands_each_row_once_though_a_task_is_killed(
     wait_until("a quarter of the rows", lambda: asked.read().total >= ROWS // 4, timeout_s=180)
 
     victim = local_airflow.task_processes()[0]
-    share = wait_until(
+    (share,) = wait_until(
         "the victim's share",
-        lambda: {task.pid: task.map_index for task in rest.tasks(DAG_ID, run_id)}.get(victim.pid),
+        lambda: [task.map_index for task in rest.tasks(DAG_ID, run_id) if task.pid == victim.pid],
         timeout_s=30,
     )
     wait_until("a journal", lambda: journalled(results, share), timeout_s=30)

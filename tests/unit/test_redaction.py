@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import json
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,9 +18,11 @@ from airflow_llm_provider.core.redaction import KEEP, UNREDACTED, Redaction
 from airflow_llm_provider.core.retry import Failure
 from airflow_llm_provider.core.tolerance import Tolerance
 from airflow_llm_provider.endpoint.client import EndpointClient
+from airflow_llm_provider.endpoint.failure import classify, garbled
 from airflow_llm_provider.endpoint.settings import EndpointSettings
 from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError, TooManyErrorsError
 from airflow_llm_provider.operators.llm_batch import LLMBatchOperator
+from airflow_llm_provider.storage.lines import decode_part
 from airflow_llm_provider.storage.store import RunStore
 from airflow_llm_provider.testing import Fault, StubVLLM
 
@@ -102,7 +107,9 @@ def test_errors_that_end_a_run_do_not_quote_either(tmp_path: Path) -> None:
     assert str(refused.value).endswith("The first: <all>")
 
 
-@pytest.mark.parametrize("wrong", [lambda text: 1 / len(text[:0]), lambda _: None, lambda _: "\ud800", lambda: ""])
+@pytest.mark.parametrize(
+    "wrong", [lambda text: 1 / len(text[:0]), lambda _: None, lambda _: "\ud800", lambda: "", lambda _: sys.exit(1)]
+)
 def test_a_hook_that_fails_keeps_nothing_and_ends_nothing(tmp_path: Path, wrong: Any) -> None:
     lines = land(tmp_path, wrong)
     assert [line["status"] for line in lines] == ["errored", "invalid_output", "succeeded", "errored", "errored"]
@@ -143,6 +150,42 @@ def test_what_a_busy_server_says_is_logged_as_the_hook_leaves_it(
         run(job_of(stub, source, redaction=Redaction(without_her)), RunStore(str(tmp_path / "run")))
     assert "too busy for <who>" in caplog.text
     assert WHO not in caplog.text
+
+
+def test_escapes_of_json_hide_nothing_from_the_hook(tmp_path: Path) -> None:
+    source = write_rows(
+        tmp_path / "rows.jsonl", [b'{"custom_id": "a", "words": "dear M\\u00fcller"}', {"text": "fine"}]
+    )
+    with StubVLLM() as stub:
+        job = job_of(stub, source, redaction=Redaction(lambda text: text.replace("Müller", "-")))
+        run(job, RunStore(str(tmp_path / "run")))
+    assert json.loads(letters(tmp_path)["a"]["raw"]) == {"custom_id": "a", "words": "dear -"}
+
+
+async def test_what_is_asked_besides_rows_goes_through_it_too() -> None:
+    """As the text that slices have so far, which a server may quote."""
+    quotes = Fault.answer(200, {"text": WHO}, content_type="application/json")
+    with StubVLLM(fault=lambda *_: quotes) as stub:
+        settings = EndpointSettings(base_urls=(stub.url,))
+        async with EndpointClient(settings, base_url=stub.url, redaction=Redaction(without_her)) as client:
+            answer = await client.ask("/v1/chat/completions", b'{"messages": []}')
+            assert not isinstance(answer, Failure)
+            assert garbled(answer, "odd").message.endswith("""the body begins '{"text":"<who>"}'""")
+            assert "<who>" in classify(dataclasses.replace(answer, status=500)).message
+
+
+def test_a_damaged_part_is_not_quoted() -> None:
+    with pytest.raises(ValueError, match="line 1 is no row's: KeyError, 'usage'") as caught:
+        decode_part(f'{{"index":0,"output":"{WHO}"}}\n'.encode())
+    assert WHO not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("hook", "name"),
+    [(None, None), (without_her, "without_her"), (functools.partial(without_her, key="salt"), "partial")],
+)
+def test_what_the_log_calls_it(hook: Any, name: str | None) -> None:
+    assert Redaction(hook).name == name
 
 
 async def test_what_the_network_says_goes_through_it_too() -> None:
