@@ -101,7 +101,7 @@ def _streaming(body: dict[str, Any]) -> dict[str, Any]:
 
 def _sequences(body: Mapping[str, Any]) -> int:
     """How many answers `body` asks for; what the server will refuse anyway counts as one."""
-    prompts = body.get("prompt", body.get("input"))
+    prompts = body.get("prompt", body.get("input", body.get("text_2")))
     many = len(prompts) if isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list) else 1
     n = body.get("n")
     return many * n if isinstance(n, int) and n > 0 else many

@@ -100,8 +100,8 @@ class AnswerRules:
 
     def judge(self, asked: Asked, completion: Completion) -> Landing | RowRequest:
         """What lands of an answer, or what its row asks next; `asked` is brought up to date."""
-        if completion.vector is not None:
-            return Landing(Status.SUCCEEDED, completion, parsed=completion.vector)
+        if completion.value is not None:
+            return Landing(Status.SUCCEEDED, completion, parsed=completion.value)
         cut_off = completion.finish_reason == "length"
         spent = completion.usage if asked.usage is None else asked.usage + completion.usage
         completion = replace(completion, usage=spent) if asked.usage is not None else completion

@@ -19,10 +19,16 @@ from airflow_llm_provider.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-Endpoint = Literal["chat", "completions", "embeddings"]
+Endpoint = Literal["chat", "completions", "embeddings", "classify", "score"]
 
 PATHS: Mapping[Endpoint, str] = MappingProxyType(
-    {"chat": "/v1/chat/completions", "completions": "/v1/completions", "embeddings": "/v1/embeddings"}
+    {
+        "chat": "/v1/chat/completions",
+        "completions": "/v1/completions",
+        "embeddings": "/v1/embeddings",
+        "classify": "/classify",
+        "score": "/v1/score",
+    }
 )
 """Routes below a server's root that a row may ask for."""
 
@@ -32,9 +38,11 @@ _SHOWN_CHARS = 500
 _GLOBALS = frozenset({"dict", "namespace", "range"})
 """Jinja's own functions that prompts may use; the sandbox bounds `range`."""
 
-_RESERVED = frozenset({"model", "messages", "prompt", "input"})
+_RESERVED = frozenset({"model", "messages", "prompt", "input", "text_1", "text_2"})
 
-_TEXT_FIELDS: Mapping[Endpoint, str] = MappingProxyType({"completions": "prompt", "embeddings": "input"})
+_TEXT_FIELDS: Mapping[Endpoint, str] = MappingProxyType(
+    {"completions": "prompt", "embeddings": "input", "classify": "input", "score": "text_1"}
+)
 """Where a body that is no chat has its text."""
 
 
@@ -66,9 +74,10 @@ class RequestSpec:
     """What a DAG says of its requests; everything in it shapes the answers.
 
     Attributes:
-        endpoint: ``chat``, ``completions`` or ``embeddings``.
-        prompt: template of the user's message, of the prompt, or of the text to embed; None where rows are OpenAI batch
-            lines.
+        endpoint: one of `PATHS`.
+        prompt: template of the user's message, of the prompt, or of the text to embed, classify or score; None where
+            rows are OpenAI batch lines.
+        document: template of the text that the prompt is scored against.
         messages: instead of `prompt`, whole messages whose ``content`` texts are templates.
         system_prompt: template of a system message put first.
         parameters: body fields sent as they are, such as ``temperature``; ``extra_body`` is merged in already.
@@ -83,6 +92,7 @@ class RequestSpec:
     prompt: str | None = None
     messages: Sequence[Mapping[str, Any]] | None = None
     system_prompt: str | None = None
+    document: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     context: Mapping[str, Any] = field(default_factory=dict)
     renames_model: bool = False
@@ -94,6 +104,8 @@ class RequestSpec:
             raise ConfigurationError("Give prompt or messages, not both")
         if self.endpoint != "chat" and (self.messages is not None or self.system_prompt is not None):
             raise ConfigurationError(f"endpoint={self.endpoint!r} takes prompt; messages and system_prompt are chat's")
+        if (self.endpoint == "score" and self.templated) != (self.document is not None):
+            raise ConfigurationError("endpoint='score' takes prompt and document, and no other endpoint a document")
         if not self.templated and (self.system_prompt is not None or self.parameters):
             named = ["system_prompt"] if self.system_prompt is not None else []
             raise ConfigurationError(
@@ -132,6 +144,7 @@ class RequestTemplate:
         self._names: set[str] = set()
         self._system = self._compile("system_prompt", spec.system_prompt)
         self._prompt = self._compile("prompt", spec.prompt)
+        self._document = self._compile("document", spec.document)
         self._messages = [
             (dict(message), self._content(f"messages[{n}].content", message.get("content")))
             for n, message in enumerate(_checked(spec.messages or ()))
@@ -155,6 +168,8 @@ class RequestTemplate:
             body["messages"] = self._chat(row)
         else:
             body[_TEXT_FIELDS[self._spec.endpoint]] = self._render(self._prompt, row)
+        if self._document is not None:
+            body["text_2"] = self._render(self._document, row)
         body.update(self._spec.parameters)
         return PATHS[self._spec.endpoint], body
 

@@ -125,7 +125,8 @@ class Completion:
         token_ids: the first choice's, where the request asked for them (``return_token_ids``). They land nowhere by
             themselves, and nor do `prompt_token_ids`.
         prompt_token_ids: the prompt's.
-        vector: what a text was embedded to; vectors, where one request had several texts. There is no output then.
+        value: what a text was embedded to, classified as or scored; a list, where one request had several texts. There
+            is no output then.
         checked: what `core.output_schema` says of the output, where somebody has looked already.
     """
 
@@ -139,7 +140,7 @@ class Completion:
     generation_s: float | None = None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
-    vector: list[Any] | None = None
+    value: Any = None
     checked: Any = None
 
 

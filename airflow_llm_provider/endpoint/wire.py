@@ -7,9 +7,7 @@ or who asked.
 
 from __future__ import annotations
 
-import base64
 import re
-import struct
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -17,7 +15,7 @@ import orjson
 from airflow_llm_provider.core.redaction import KEEP, Redaction
 from airflow_llm_provider.core.request import Completion, Usage
 from airflow_llm_provider.core.retry import Failure, FailureKind
-from airflow_llm_provider.endpoint import sse
+from airflow_llm_provider.endpoint import pooled, sse
 from airflow_llm_provider.endpoint.failure import Answer, classify, classify_inside, garbled, read_json
 
 if TYPE_CHECKING:
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
-EMBEDDINGS_PATH = "/v1/embeddings"
 
 MOST_TOKENS = 10**12
 """No request has more: a count above is nonsense, and sums of such would not fit into 64 bits, as what lands must."""
@@ -86,8 +83,9 @@ def _completion(path: str, parsed: Any) -> Completion | None:
     """The completion in a parsed body, or None where there is no usable one."""
     if type(parsed) is not dict or parsed.get("error"):
         return None
-    if path == EMBEDDINGS_PATH:
-        return _embedding(parsed)
+    if path in pooled.READERS:
+        value = pooled.value_in(path, parsed)
+        return None if value is None else Completion(None, None, _usage(parsed.get("usage")), value=value)
     choices = parsed.get("choices")
     if type(choices) is not list or not choices or type(choices[0]) is not dict:
         return None
@@ -133,30 +131,6 @@ def _completion(path: str, parsed: Any) -> Completion | None:
         _ids(first.get("token_ids")),
         _ids(parsed.get("prompt_token_ids")),
     )
-
-
-def _embedding(parsed: dict[str, Any]) -> Completion | None:
-    """Vectors are lists of numbers, or base64 of single precision, as the request asked."""
-    data = parsed.get("data")
-    if type(data) is not list or not data:
-        return None
-    vectors = [_vector(each.get("embedding")) if type(each) is dict else None for each in data]
-    if any(vector is None for vector in vectors):
-        return None
-    vector = vectors[0] if len(vectors) == 1 else vectors
-    return Completion(None, None, _usage(parsed.get("usage")), vector=vector)
-
-
-def _vector(embedding: Any) -> list[float] | None:
-    if type(embedding) is str:
-        try:
-            packed = base64.b64decode(embedding, validate=True)
-            embedding = list(struct.unpack(f"<{len(packed) // 4}f", packed))
-        except (ValueError, struct.error):
-            return None
-    if type(embedding) is not list or not embedding:
-        return None
-    return embedding if all(type(each) in (float, int) for each in embedding) else None
 
 
 def _another_row(parsed: Any, request_id: str) -> str | None:

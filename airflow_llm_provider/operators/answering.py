@@ -20,6 +20,9 @@ _SAMPLES = ("n", "best_of")
 """Fields that ask for several answers, of which a part's line has one output."""
 
 
+_VALUES = {"embeddings": "vectors", "classify": "labels", "score": "scores"}
+
+
 def answer_rules(operator: LLMBatchOperator) -> AnswerRules:
     """The rules for the operator's answers.
 
@@ -28,10 +31,11 @@ def answer_rules(operator: LLMBatchOperator) -> AnswerRules:
     """
     if operator.on_truncated not in ("report", "accept"):
         raise ConfigurationError(f"on_truncated is 'report' or 'accept', not {operator.on_truncated!r}")
-    if operator.endpoint == "embeddings":
+    if operator.endpoint in _VALUES:
         words = ("output_schema", "retry_max_tokens", "max_tokens")
         if said := [name for name in words if getattr(operator, name) is not None]:
-            raise ConfigurationError(f"{', '.join(said)}: endpoint='embeddings' answers with vectors; leave it out")
+            told = f"endpoint={operator.endpoint!r} answers with {_VALUES[operator.endpoint]}; leave it out"
+            raise ConfigurationError(f"{', '.join(said)}: {told}")
     schema = None if operator.output_schema is None else OutputSchema(operator.output_schema)
     extra = operator.extra_body or {}
     if schema is not None:

@@ -96,10 +96,12 @@ class LLMBatchOperator(BaseOperator):
             ``data_interval_start`` and ``data_interval_end``.
         messages: instead of `prompt`, whole chat messages whose texts, in parts of a content too, are such templates.
         system_prompt: template of a system message put first.
+        document: template of the text that `prompt` is scored against, with ``endpoint="score"``.
         vllm_conn_id: the connection of type ``vllm``. Templated.
         model: the model to ask for; the connection's by default, else the only one the endpoint serves. Rows of
             OpenAI's batch shape name their own, which this one replaces. Templated.
-        endpoint: ``chat``, ``completions``, or ``embeddings``, whose result line has the vector as ``parsed``.
+        endpoint: ``chat``, ``completions``, or, with the answer's value as ``parsed``, ``embeddings``, ``classify`` or
+            ``score``.
         temperature: sampling temperature.
         top_p: nucleus sampling.
         max_tokens: completion tokens at most.
@@ -169,6 +171,7 @@ class LLMBatchOperator(BaseOperator):
         prompt: str | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         system_prompt: str | None = None,
+        document: str | None = None,
         vllm_conn_id: str = VLLMHook.default_conn_name,
         model: str | None = None,
         endpoint: Endpoint = "chat",
@@ -224,6 +227,7 @@ class LLMBatchOperator(BaseOperator):
         self.prompt = prompt
         self.messages = messages
         self.system_prompt = system_prompt
+        self.document = document
         self.vllm_conn_id = vllm_conn_id
         self.model = model
         self.endpoint = endpoint

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
 EMBEDDINGS_PATH = "/v1/embeddings"
+CLASSIFY_PATH = "/classify"
+SCORE_PATH = "/v1/score"
 
 _CREATED = 1795346416
 _SKETCHED_CHARS = 200

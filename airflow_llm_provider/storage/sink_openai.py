@@ -16,7 +16,7 @@ from airflow_llm_provider.storage import layout
 from airflow_llm_provider.storage.file_source import fields_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from airflow_llm_provider.storage.sink import FinishedRows
 
@@ -94,8 +94,8 @@ def _response(status: int, request_id: str, body: dict[str, Any]) -> dict[str, A
 
 def _answer(row: dict[str, Any], url: str | None, request_id: str, run: FinishedRows, created: int) -> dict[str, Any]:
     usage = row["usage"]
-    if url == PATHS["embeddings"]:
-        return _embeddings(row, run)
+    if url is not None and url in _ITEMS:
+        return _pooled(row, url, request_id, run, created)
     is_chat = url != PATHS["completions"]
     body = {
         "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{request_id}",
@@ -113,15 +113,29 @@ def _answer(row: dict[str, Any], url: str | None, request_id: str, run: Finished
     return {**body, "system_fingerprint": None} if is_chat else body
 
 
-def _embeddings(row: dict[str, Any], run: FinishedRows) -> dict[str, Any]:
-    vectors = row["parsed"] if row["parsed"] and isinstance(row["parsed"][0], list) else [row["parsed"]]
+def _pooled(row: dict[str, Any], url: str, request_id: str, run: FinishedRows, created: int) -> dict[str, Any]:
+    """What vLLM's run_batch has of routes that generate nothing."""
     tokens = row["usage"]["prompt_tokens"]
-    return {
+    several = isinstance(row["parsed"], list) and not (url == PATHS["embeddings"] and _is_vector(row["parsed"]))
+    values = row["parsed"] if several else [row["parsed"]]
+    body = {
         "object": "list",
-        "data": [{"object": "embedding", "index": number, "embedding": each} for number, each in enumerate(vectors)],
+        "data": [_ITEMS[url](number, value) for number, value in enumerate(values)],
         "model": run.document.served.get("model"),
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
+    return body if url == PATHS["embeddings"] else {"id": request_id, "created": created, **body}
+
+
+def _is_vector(value: list[Any]) -> bool:
+    return not isinstance(value[0], list)
+
+
+_ITEMS: Mapping[str, Callable[[int, Any], dict[str, Any]]] = {
+    PATHS["embeddings"]: lambda number, value: {"object": "embedding", "index": number, "embedding": value},
+    PATHS["classify"]: lambda number, value: {"index": number, **value, "num_classes": len(value["probs"])},
+    PATHS["score"]: lambda number, value: {"index": number, "object": "score", "score": value},
+}
 
 
 def _choice(row: dict[str, Any], *, is_chat: bool) -> dict[str, Any]:

@@ -126,10 +126,15 @@ def _kind(run: FinishedRows) -> Any:
 
     if run.schema is not None:
         return arrow_type(run.schema.landed, closed=run.schema.typed)
-    if run.url != PATHS["embeddings"]:
+    if run.url == PATHS["score"]:
+        return pa.float64()
+    if run.url not in (PATHS["embeddings"], PATHS["classify"]):
         return None
-    vectors = (row["parsed"] for _, rows in run.chunks() for row in rows if row["parsed"])
-    return pa.list_(pa.float32(), len(next(vectors, [0.0])))  # all of a model's have one length
+    first = next((row["parsed"] for _, rows in run.chunks() for row in rows if row["parsed"]), None)
+    if run.url == PATHS["embeddings"]:
+        return pa.list_(pa.float32(), len(first or [0.0]))  # all of a model's have one length
+    probs = [0.0] if first is None else first["probs"]
+    return pa.struct([("label", pa.string()), ("probs", pa.list_(pa.float64(), len(probs)))])
 
 
 def _fit(record: dict[str, Any], schema: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import orjson
 
+from airflow_llm_provider.simulator import bodies
 from airflow_llm_provider.simulator.answer import Answer, Choice
 from airflow_llm_provider.simulator.asked import Asked
 from airflow_llm_provider.simulator.bodies import BUSY, CHAT_PATH
@@ -31,8 +32,8 @@ _NOTHING_ENDS_IT: Final = Ends()
 
 def prompt_text(request: dict[str, Any]) -> str:
     """The text of the last message, or the prompt."""
-    if "prompt" in request or "input" in request:
-        prompt = request.get("prompt", request.get("input"))
+    if named := [request[name] for name in ("prompt", "input", "text_1") if name in request]:
+        prompt = named[0]
         return prompt if isinstance(prompt, str) else orjson.dumps(prompt).decode()
     messages = request.get("messages") or [{}]
     content = messages[-1].get("content") or ""
@@ -54,21 +55,40 @@ def _words(request: dict[str, Any], text: str) -> list[str]:
             return f"echo: {text[:ECHO_CHARS]}".split(" ")
 
 
-def embedded(request: dict[str, Any], *, model: str) -> dict[str, Any]:
-    """The right answer to a request for embeddings: `VECTOR_LENGTH` numbers that differ with the text."""
-    texts = [request["input"]] if isinstance(request["input"], str) else request["input"]
-    vectors = [hashlib.sha256(orjson.dumps(text)).digest()[:VECTOR_LENGTH] for text in texts]
+def pooled(path: str, request: dict[str, Any], *, model: str) -> dict[str, Any]:
+    """The right answer of a route that generates nothing: numbers that differ with the text."""
+    match path:
+        case bodies.EMBEDDINGS_PATH:
+            texts = _several(request["input"])
+            items: list[dict[str, Any]] = [
+                {"object": "embedding", "embedding": [each / 256 for each in _digest(text)]} for text in texts
+            ]
+        case bodies.CLASSIFY_PATH:
+            texts = _several(request["input"])
+            items = [_classified(_digest(text)[0] / 256) for text in texts]
+        case _:
+            texts = [f"{request['text_1']} {text}" for text in _several(request["text_2"])]
+            items = [{"object": "score", "score": _digest(text)[0] / 256} for text in texts]
     tokens = sum(prompt_tokens(str(text)) for text in texts)
     return {
-        "id": "embd-stub",
+        "id": "pooled-stub",
         "object": "list",
         "model": model,
-        "data": [
-            {"index": number, "object": "embedding", "embedding": [each / 256 for each in vector]}
-            for number, vector in enumerate(vectors)
-        ],
+        "data": [{"index": number, **item} for number, item in enumerate(items)],
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
     }
+
+
+def _several(texts: str | list[Any]) -> list[Any]:
+    return [texts] if isinstance(texts, str) else texts
+
+
+def _digest(text: Any) -> bytes:
+    return hashlib.sha256(orjson.dumps(text)).digest()[:VECTOR_LENGTH]
+
+
+def _classified(share: float) -> dict[str, Any]:
+    return {"label": "LABEL_1" if share >= 0.5 else "LABEL_0", "probs": [1 - share, share], "num_classes": 2}  # noqa: PLR2004
 
 
 class Echo(Answer):

@@ -27,8 +27,14 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.simulator.fault import FaultFunction
 
-_INFERENCE = frozenset({bodies.CHAT_PATH, bodies.COMPLETIONS_PATH, bodies.EMBEDDINGS_PATH})
-_TEXTS = {bodies.COMPLETIONS_PATH: ("prompt", (str, list)), bodies.EMBEDDINGS_PATH: ("input", (str, list))}
+_POOLED = frozenset({bodies.EMBEDDINGS_PATH, bodies.CLASSIFY_PATH, bodies.SCORE_PATH})
+_INFERENCE = frozenset({bodies.CHAT_PATH, bodies.COMPLETIONS_PATH}) | _POOLED
+_TEXTS = {
+    bodies.COMPLETIONS_PATH: ("prompt", (str, list)),
+    bodies.EMBEDDINGS_PATH: ("input", (str, list)),
+    bodies.CLASSIFY_PATH: ("input", (str, list)),
+    bodies.SCORE_PATH: ("text_2", (str, list)),
+}
 _GET = frozenset({"/v1/models", "/version", "/health", "/_state"})
 _STATE = {
     "models": NAMES,
@@ -175,8 +181,8 @@ class Handler:
         finally:
             tally.in_flight -= 1
         tally.answered += 1
-        if path == bodies.EMBEDDINGS_PATH:
-            return json(body.embedded(request, model=now.models[0]))
+        if path in _POOLED:
+            return json(body.pooled(path, request, model=now.models[0]))
         echo = body.Echo(path=path, request=request, request_id=request_id, model=now.models[0])
         return right(echo, streamed=streamed)
 

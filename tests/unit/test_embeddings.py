@@ -17,7 +17,8 @@ from openai.types import CreateEmbeddingResponse
 from airflow_llm_provider.core.prompt import RequestSpec
 from airflow_llm_provider.core.request import Completion, Usage
 from airflow_llm_provider.core.retry import Failure, FailureKind
-from airflow_llm_provider.endpoint.wire import EMBEDDINGS_PATH, decode
+from airflow_llm_provider.endpoint.pooled import EMBEDDINGS_PATH
+from airflow_llm_provider.endpoint.wire import decode
 from airflow_llm_provider.results import read_results
 from airflow_llm_provider.storage.sink_openai import OpenAISink
 from airflow_llm_provider.storage.sink_parquet import ParquetSink
@@ -40,12 +41,12 @@ def answer(*embeddings: Any) -> Completion | Failure:
 
 
 def test_the_forms_that_vectors_have_on_the_wire() -> None:
-    assert answer([0.5, -1, 2.0]) == Completion(None, None, Usage(3, 0, 0), vector=[0.5, -1, 2.0])
+    assert answer([0.5, -1, 2.0]) == Completion(None, None, Usage(3, 0, 0), value=[0.5, -1, 2.0])
     packed = base64.b64encode(struct.pack("<3f", 0.5, -1, 2.0)).decode()
-    assert answer(packed) == Completion(None, None, Usage(3, 0, 0), vector=[0.5, -1.0, 2.0])
+    assert answer(packed) == Completion(None, None, Usage(3, 0, 0), value=[0.5, -1.0, 2.0])
     both = answer([1.0], [2.0])
     assert isinstance(both, Completion)
-    assert both.vector == [[1.0], [2.0]]
+    assert both.value == [[1.0], [2.0]]
 
 
 @pytest.mark.parametrize("embeddings", [[], [[]], [None], [["x"]], [[True]], ["!"], ["AAA="], [[1.0], None], [{}]])

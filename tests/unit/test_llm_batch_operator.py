@@ -94,7 +94,7 @@ def results(stub: StubVLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ({"temperature": 0.5, "extra_body": {"temperature": 1}}, "temperature: given as an argument and in extra_body"),
         ({"extra_body": {"model": "m"}}, "extra_body may not hold model"),
         ({"extra_body": {"a": {1}}}, "JSON cannot say"),
-        ({"endpoint": "score"}, "endpoint is one of"),
+        ({"endpoint": "rerank"}, "endpoint is one of"),
         ({"chunk_rows": 0}, "chunk_rows must be a whole number"),
         ({"chunk_rows": True}, "chunk_rows must be a whole number"),
         ({"chunk_rows": "10"}, "chunk_rows must be a whole number"),
@@ -535,6 +535,9 @@ SCHEMA = {"type": "object", "properties": {"urgency": {"enum": ["low", "high"]}}
             "output_schema: endpoint='embeddings' answers with vectors",
         ),
         ({"endpoint": "embeddings", "max_tokens": 5}, "max_tokens: endpoint='embeddings'"),
+        ({"endpoint": "classify", "max_tokens": 5}, "max_tokens: endpoint='classify' answers with labels"),
+        ({"endpoint": "score"}, "takes prompt and document"),
+        ({"document": "x"}, "takes prompt and document"),
         ({"endpoint": "embeddings", "system_prompt": "x"}, "endpoint='embeddings' takes prompt"),
         ({"endpoint": "embeddings", "extra_body": {"input": "x"}}, "extra_body may not hold input"),
     ],
@@ -566,6 +569,16 @@ def test_a_schema_that_the_server_is_not_told_of(results: Path, stub: StubVLLM) 
     assert task.execute(context_of())["counts"]["invalid_output"] == 1
     assert len(bodies) == 2
     assert not any("response_format" in body for body in bodies)
+    assert (results / "d" / "t").exists()
+
+
+def test_a_document_is_scored_against_the_prompt(results: Path, stub: StubVLLM) -> None:
+    bodies = []
+    stub.behaviour.fault = lambda body, _: bodies.append(body)
+    manifest = operator(endpoint="score", document="{{ row.text }}!").execute(context_of())
+    assert bodies == [{"model": "stub", "text_1": "Say hi", "text_2": "hi!"}]
+    (row,) = read_results(manifest)
+    assert isinstance(row.parsed, float)
     assert (results / "d" / "t").exists()
 
 

@@ -201,7 +201,7 @@ def test_a_template_that_is_none(template: str, words: str) -> None:
     ("spec", "words"),
     [
         ({"prompt": "x", "messages": []}, "not both"),
-        ({"prompt": "x", "endpoint": "score"}, "endpoint is one of"),
+        ({"prompt": "x", "endpoint": "rerank"}, "endpoint is one of"),
         ({"prompt": "x", "system_prompt": "y", "endpoint": "completions"}, "are chat's"),
         ({"messages": [], "endpoint": "completions"}, "are chat's"),
         ({"parameters": {"temperature": 0}}, "temperature: without prompt"),
@@ -235,7 +235,7 @@ def test_batch_lines_are_sent_as_they_are() -> None:
         ({"body": "x"}, "no OpenAI batch line"),
         ({"body": None}, "its fields are: custom_id, method, url, body"),
         ({"url": 5}, "no OpenAI batch line"),
-        ({"url": "/v1/score"}, "'/v1/score' is none of"),
+        ({"url": "/v1/rerank"}, "'/v1/rerank' is none of"),
         ({"url": "http://elsewhere/v1/chat/completions"}, "is none of"),
         ({"method": "GET"}, "'GET', not POST"),
     ],
