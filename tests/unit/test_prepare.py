@@ -106,6 +106,8 @@ def test_a_streamed_answer_is_asked_for_its_usage(body: dict[str, Any], sent: An
         ({"prompt": [1, 2, 3]}, 1),  # one prompt, in token ids
         ({"prompt": [[1, 2], [3]]}, 2),
         ({"messages": [], "n": "many"}, 1),
+        ({"input": ["one", "two"]}, 2),
+        ({"text_1": "one", "text_2": ["two", "three"]}, 2),
     ],
 )
 def test_how_many_answers_a_request_asks_for(body: Any, sequences: int) -> None:
