@@ -13,6 +13,7 @@ import orjson
 
 from airflow_llm_provider.core.prompt import RowRejectedError
 from airflow_llm_provider.core.request import BadRow, RowRequest
+from airflow_llm_provider.core.texts import texts_in
 from airflow_llm_provider.storage.source import MalformedRow
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Preparer:
             label = _label(fields, label)
             path, body = self._template.build(fields)
             body = self._prioritised(_streaming(body))
-            return RowRequest(row.index, label, path, orjson.dumps(body), row.position, _sequences(body))
+            return RowRequest(row.index, label, path, orjson.dumps(body), row.position, _sequences(path, body))
         except (RowRejectedError, TypeError) as error:  # TypeError: a value that JSON cannot say, or too deeply nested
             message = f"{row.position}: {error}".encode("utf-8", "replace").decode()  # may quote half a surrogate pair
             return BadRow(row.index, label, row.position, message, _raw(row.raw))
@@ -99,11 +100,9 @@ def _streaming(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "stream_options": {"include_usage": True}}
 
 
-def _sequences(body: Mapping[str, Any]) -> int:
+def _sequences(path: str, body: Mapping[str, Any]) -> int:
     """How many answers `body` asks for; what the server will refuse anyway counts as one."""
-    prompts = body.get("prompt", body.get("input", body.get("text_2")))
-    many = len(prompts) if isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list) else 1
-    n = body.get("n")
+    many, n = texts_in(path, body), body.get("n")
     return many * n if isinstance(n, int) and n > 0 else many
 
 

@@ -104,7 +104,7 @@ def intent(
 
 
 def check_input(document: RunDocument, shaping: dict[str, Any]) -> None:
-    """Whether the task names the input that the run began with.
+    """Whether the task names the input that the run began with, and the same kind of endpoint.
 
     Raises:
         StaleRunError: it does not.
@@ -113,6 +113,11 @@ def check_input(document: RunDocument, shaping: dict[str, Any]) -> None:
         raise StaleRunError(
             "A replay is of the rows that the run began with, and the task names another source now. Put it back, or "
             "set rerun=True to begin the run anew"
+        )
+    if (then := document.shaping["endpoint"]) != (now := shaping["endpoint"]):
+        raise StaleRunError(
+            f"A replay's rows land beside those that stay, whose endpoint is {then!r}, and the task says {now!r} now. "
+            "Put it back, or set rerun=True to begin the run anew"
         )
 
 

@@ -40,6 +40,8 @@ def shaping_of(job: BatchJob) -> dict[str, Any]:
     }
     if requests.renames_model and not requests.templated:
         shaping["renames_model"] = True
+    if template.has_parts:
+        shaping["parts"] = "templates"
     if requests.document is not None:
         shaping["document"] = requests.document
     if answers := job.answers.shaping():

@@ -101,7 +101,10 @@ class AnswerRules:
     def judge(self, asked: Asked, completion: Completion) -> Landing | RowRequest:
         """What lands of an answer, or what its row asks next; `asked` is brought up to date."""
         if completion.value is not None:
-            return Landing(Status.SUCCEEDED, completion, parsed=completion.value)
+            if self.schema is None:
+                return Landing(Status.SUCCEEDED, completion, parsed=completion.value)
+            error = RowError(INVALID_OUTPUT, f"{asked.first.path} answers with no text, which is what a schema is of")
+            return Landing(Status.INVALID_OUTPUT, completion, error=error)
         cut_off = completion.finish_reason == "length"
         spent = completion.usage if asked.usage is None else asked.usage + completion.usage
         completion = replace(completion, usage=spent) if asked.usage is not None else completion

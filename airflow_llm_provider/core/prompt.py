@@ -40,6 +40,9 @@ _GLOBALS = frozenset({"dict", "namespace", "range"})
 
 _RESERVED = frozenset({"model", "messages", "prompt", "input", "text_1", "text_2"})
 
+_RESERVED_OF_SCORE = frozenset({"data_1", "data_2", "queries", "documents", "items"})
+"""Other names of what is scored."""
+
 _TEXT_FIELDS: Mapping[Endpoint, str] = MappingProxyType(
     {"completions": "prompt", "embeddings": "input", "classify": "input", "score": "text_1"}
 )
@@ -116,7 +119,8 @@ class RequestSpec:
             canonical(self.parameters)
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"extra_body or a parameter holds what JSON cannot say: {error}") from error
-        if reserved := _RESERVED & self.parameters.keys():
+        reserved = _RESERVED | (_RESERVED_OF_SCORE if self.endpoint == "score" else frozenset())
+        if reserved := reserved & self.parameters.keys():
             raise ConfigurationError(f"extra_body may not hold {', '.join(sorted(reserved))}: the operator sets it")
 
     @property
@@ -150,6 +154,11 @@ class RequestTemplate:
             for n, message in enumerate(_checked(spec.messages or ()))
         ]
         self._context = {name: spec.context[name] for name in self._names - {"row"}}
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether a message has templates in the parts of its content, where texts were once sent as they stood."""
+        return any(not isinstance(content, Template) and _holds_template(content) for _, content in self._messages)
 
     def used_context(self) -> dict[str, Any]:
         """The run's values that the templates really use: they shape the answers, the others do not."""
@@ -197,18 +206,15 @@ class RequestTemplate:
             raise RowRejectedError(f"its method is {shown}, not POST")
         return url, body if "model" in body and not self._spec.renames_model else {**body, "model": self._model}
 
-    def _content(self, name: str, content: Any) -> Any:
-        """A message's content, or what is in it, with a template where it has a text; what a part is, is no text."""
+    def _content(self, name: str, content: Any, *, inside: bool = False) -> Any:
+        """A message's content, with a template in the place of each text in it that is one."""
         match content:
             case str():
-                return self._compile(name, content)
+                return self._compile(name, content) if not inside or _marked(content) else content
             case list() | tuple():
-                return [self._content(f"{name}[{n}]", each) for n, each in enumerate(content)]
+                return [self._content(f"{name}[{n}]", each, inside=True) for n, each in enumerate(content)]
             case dict():
-                return {
-                    key: each if key == "type" else self._content(f"{name}.{key}", each)
-                    for key, each in content.items()
-                }
+                return {key: self._content(f"{name}.{key}", each, inside=True) for key, each in content.items()}
         return content
 
     def _filled(self, content: Any, row: Mapping[str, Any]) -> Any:
@@ -261,6 +267,22 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any
         if not isinstance(message.get("role"), str):
             raise ConfigurationError(f"messages[{number}] has no role; a message is {{'role': …, 'content': …}}")
     return messages
+
+
+def _holds_template(content: Any) -> bool:
+    match content:
+        case Template():
+            return True
+        case list():
+            return any(map(_holds_template, content))
+        case dict():
+            return any(map(_holds_template, content.values()))
+    return False
+
+
+def _marked(text: str) -> bool:
+    """Whether it is a template at all; what is none, such as a picture of megabytes, is sent as it stands."""
+    return any(mark in text for mark in ("{{", "{%", "{#"))
 
 
 def _fields(row: Mapping[str, Any]) -> str:

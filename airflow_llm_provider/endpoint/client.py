@@ -159,7 +159,7 @@ class EndpointClient:
                 answer = await read_body(response, most_bytes=MOST_ANSWER_BYTES)
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             return self._failure(error, answered=response is not None, at_once=loop.time() - started_s < RACE_S)
-        return await self._understood(path, response, answer, request_id)
+        return await self._understood(path, response, answer, request_id, asked=body)
 
     async def stream(
         self, path: str, body: bytes, *, request_id: str, wait_s: float, arrived: Callable[[bytes], None]
@@ -185,7 +185,7 @@ class EndpointClient:
                 answer = await read_body(response, most_bytes=MOST_ANSWER_BYTES, arrived=arrived)
         except (aiohttp.ClientError, OSError) as error:
             return self._failure(error, answered=response is not None, at_once=True, waited_s=timeout.total)
-        return await self._understood(path, response, answer, request_id)
+        return await self._understood(path, response, answer, request_id, asked=body)
 
     async def identify(self) -> ServerIdentity | Failure:
         """Asks who answers: ``/v1/models``, then ``/version``, which other servers need not have."""
@@ -267,21 +267,21 @@ class EndpointClient:
         return url
 
     async def _understood(
-        self, path: str, response: aiohttp.ClientResponse, body: bytes, request_id: str
+        self, path: str, response: aiohttp.ClientResponse, body: bytes, request_id: str, *, asked: bytes
     ) -> Completion | Failure:
         """What an answer means. A connection with one that is none is not used again: what follows may be askew."""
         used = _used.get()
         if len(body) > _LARGE_BODY_BYTES and "event-stream" in response.headers.get("Content-Type", ""):
             # A million events take seconds, and the loop has other rows. (One JSON body keeps all threads waiting.)
-            result = await asyncio.to_thread(self._decode, path, response, body, request_id)
+            result = await asyncio.to_thread(self._decode, path, response, body, request_id, asked=asked)
         else:
-            result = self._decode(path, response, body, request_id)
+            result = self._decode(path, response, body, request_id, asked=asked)
         if isinstance(result, Failure) and result.kind is FailureKind.GARBLED and used is not None:
             used.close()
         return result
 
     def _decode(
-        self, path: str, response: aiohttp.ClientResponse, body: bytes, request_id: str
+        self, path: str, response: aiohttp.ClientResponse, body: bytes, request_id: str, *, asked: bytes
     ) -> Completion | Failure:
         headers = response.headers
         return decode(
@@ -295,6 +295,7 @@ class EndpointClient:
             secrets=self._secrets,
             redaction=self._redaction,
             request_id=request_id,
+            asked=asked,
         )
 
     def _failure(self, error: Exception, *, answered: bool, at_once: bool, waited_s: float | None = None) -> Failure:

@@ -10,6 +10,10 @@ import struct
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
+from airflow_llm_provider.core.texts import texts_in
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -18,16 +22,28 @@ CLASSIFY_PATH = "/classify"
 SCORE_PATH = "/v1/score"
 
 
-def value_in(path: str, parsed: dict[str, Any]) -> Any:
+def value_in(path: str, parsed: dict[str, Any], asked: bytes | None = None) -> Any:
     """What a request's text is to the model: a value, or a list of them where it had several texts.
 
-    None where the body holds none that is usable.
+    Args:
+        path: the route.
+        parsed: the answer's body.
+        asked: the request's; where it is given, the answer must have an item for each of its texts.
+
+    Returns:
+        None where the answer has none that is usable.
     """
     data = parsed.get("data")
-    if type(data) is not list or not data:
+    if type(data) is not list or not data or not all(type(each) is dict for each in data):
         return None
-    read = READERS[path]
-    values = [read(each) if type(each) is dict else None for each in data]
+    if asked is not None and len(data) != texts_in(path, orjson.loads(asked)):
+        return None
+    indexes = [each.get("index") for each in data]
+    if any(index is not None for index in indexes):
+        if not all(type(index) is int for index in indexes) or sorted(indexes) != list(range(len(data))):
+            return None
+        data = sorted(data, key=lambda each: each["index"])
+    values = [READERS[path](each) for each in data]
     if any(value is None for value in values):
         return None
     return values[0] if len(values) == 1 else values

@@ -46,17 +46,20 @@ def decode(
     secrets: tuple[str, ...] = (),
     redaction: Redaction = KEEP,
     request_id: str | None = None,
+    asked: bytes | None = None,
 ) -> Completion | Failure:
     """What an answer to a POST means. Takes `Answer`'s fields; never raises.
 
     Where the answer's id bears a request id of ours that is of another row than `request_id`, something on the way has
     answered a request twice.
 
+    Where `asked`, the request's body, is given, an answer of values must have one for each of its texts.
+
     A whole ``text/event-stream`` body is as good as a JSON one: rows may say ``"stream": true``.
     """
     if status == 200:  # noqa: PLR2004 - the one that carries completions; the hot path makes no `Answer`
         parsed = sse.assemble(body) if "event-stream" in content_type else read_json(body)
-        completion = _completion(path, parsed)
+        completion = _completion(path, parsed, asked)
         if completion is not None:
             answers = None if request_id is None else _another_row(parsed, request_id)
             if answers is None:
@@ -79,12 +82,12 @@ def decode(
     return _why_not(answer)
 
 
-def _completion(path: str, parsed: Any) -> Completion | None:
+def _completion(path: str, parsed: Any, asked: bytes | None = None) -> Completion | None:
     """The completion in a parsed body, or None where there is no usable one."""
     if type(parsed) is not dict or parsed.get("error"):
         return None
     if path in pooled.READERS:
-        value = pooled.value_in(path, parsed)
+        value = pooled.value_in(path, parsed, asked)
         return None if value is None else Completion(None, None, _usage(parsed.get("usage")), value=value)
     choices = parsed.get("choices")
     if type(choices) is not list or not choices or type(choices[0]) is not dict:

@@ -128,13 +128,12 @@ def _kind(run: FinishedRows) -> Any:
         return arrow_type(run.schema.landed, closed=run.schema.typed)
     if run.url == PATHS["score"]:
         return pa.float64()
-    if run.url not in (PATHS["embeddings"], PATHS["classify"]):
+    if run.url == PATHS["classify"]:
+        return pa.struct([("label", pa.string()), ("probs", pa.list_(pa.float64()))])
+    if run.url != PATHS["embeddings"]:
         return None
-    first = next((row["parsed"] for _, rows in run.chunks() for row in rows if row["parsed"]), None)
-    if run.url == PATHS["embeddings"]:
-        return pa.list_(pa.float32(), len(first or [0.0]))  # all of a model's have one length
-    probs = [0.0] if first is None else first["probs"]
-    return pa.struct([("label", pa.string()), ("probs", pa.list_(pa.float64(), len(probs)))])
+    vectors = (row["parsed"] for _, rows in run.chunks() for row in rows if row["parsed"])
+    return pa.list_(pa.float32(), len(next(vectors, [0.0])))  # all of a model's have one length
 
 
 def _fit(record: dict[str, Any], schema: Any) -> dict[str, Any]:
@@ -145,7 +144,7 @@ def _fit(record: dict[str, Any], schema: Any) -> dict[str, Any]:
         pa.Table.from_pylist([record], schema=schema)
     except _UNFIT as error:  # its words quote the value, which may not be for logs
         kind = type(error).__name__
-        log.warning("Row %d: parsed is null in Parquet (%s), and stands in output", record["index"], kind)
+        log.warning("Row %d: parsed is null in Parquet (%s), and stands in its part", record["index"], kind)
         return {**record, "parsed": None}
     return record
 

@@ -67,7 +67,7 @@ def pooled(path: str, request: dict[str, Any], *, model: str) -> dict[str, Any]:
             texts = _several(request["input"])
             items = [_classified(_digest(text)[0] / 256) for text in texts]
         case _:
-            texts = [f"{request['text_1']} {text}" for text in _several(request["text_2"])]
+            texts = [f"{request['text_1']} {text}" for text in _several(request.get("text_2", ""))]
             items = [{"object": "score", "score": _digest(text)[0] / 256} for text in texts]
     tokens = sum(prompt_tokens(str(text)) for text in texts)
     return {

@@ -33,7 +33,7 @@ _TEXTS = {
     bodies.COMPLETIONS_PATH: ("prompt", (str, list)),
     bodies.EMBEDDINGS_PATH: ("input", (str, list)),
     bodies.CLASSIFY_PATH: ("input", (str, list)),
-    bodies.SCORE_PATH: ("text_2", (str, list)),
+    bodies.SCORE_PATH: ("text_1", (str, list)),
 }
 _GET = frozenset({"/v1/models", "/version", "/health", "/_state"})
 _STATE = {

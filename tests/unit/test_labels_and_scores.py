@@ -11,22 +11,23 @@ import pyarrow.parquet as pq
 import pytest
 from batch_fakes import job_of, part_lines, run, texts
 
+from airflow_llm_provider.core.answers import AnswerRules
+from airflow_llm_provider.core.output_schema import OutputSchema
 from airflow_llm_provider.core.prompt import RequestSpec
-from airflow_llm_provider.core.request import Completion, Usage
+from airflow_llm_provider.core.request import Completion, Status, Usage
 from airflow_llm_provider.core.retry import Failure, FailureKind
 from airflow_llm_provider.endpoint.pooled import CLASSIFY_PATH, SCORE_PATH
 from airflow_llm_provider.endpoint.wire import decode
-from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError
+from airflow_llm_provider.exceptions import ConfigurationError, LLMBatchError, StaleRunError
 from airflow_llm_provider.results import read_results
 from airflow_llm_provider.storage.sink_openai import OpenAISink
 from airflow_llm_provider.storage.sink_parquet import ParquetSink
 from airflow_llm_provider.storage.source import ListSource
 from airflow_llm_provider.storage.store import RunStore
+from airflow_llm_provider.testing import Fault, StubVLLM
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from airflow_llm_provider.testing import StubVLLM
 
 CLASSIFY = RequestSpec(endpoint="classify", prompt="mail: {{ row.text }}")
 SCORE = RequestSpec(endpoint="score", prompt="a question", document="{{ row.text }}", parameters={"truncate_prompt": 9})
@@ -51,7 +52,73 @@ def test_the_forms_that_they_have_on_the_wire(path: str, item: dict[str, Any], v
     if isinstance(value, tuple):
         value = dict(zip(("label", "probs"), value, strict=True))
     assert answer(path, item) == Completion(None, None, Usage(3, 0, 0), value=value)
-    assert answer(path, item, item) == Completion(None, None, Usage(3, 0, 0), value=[value, value])
+    both = answer(path, {**item, "index": 1}, item)
+    assert both == Completion(None, None, Usage(3, 0, 0), value=[value, value])
+
+
+def test_items_are_told_apart_by_their_index() -> None:
+    found = answer(SCORE_PATH, {"index": 1, "score": 0.1}, {"index": 0, "score": 0.9})
+    assert isinstance(found, Completion)
+    assert found.value == [0.9, 0.1]
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [{"index": 0, "score": 0.1}],
+        [{"index": 0, "score": 0.1}, {"index": 0, "score": 0.2}],
+        [{"index": 0, "score": 0.1}, {"index": 2, "score": 0.2}],
+        [{"index": 0, "score": 0.1}, {"score": 0.2}],
+        [{"index": "0", "score": 0.1}, {"index": "1", "score": 0.2}],
+        [{"index": number, "score": 0.1} for number in range(3)],
+    ],
+)
+def test_an_answer_without_an_item_for_each_text_costs_its_request(stub: StubVLLM, tmp_path: Path, items: Any) -> None:
+    wrong = [Fault.answer(200, {"data": items, "usage": {}})]
+    stub.behaviour.fault = lambda *_: wrong.pop() if wrong else None
+    rows = [{"url": SCORE_PATH, "body": {"text_1": "a", "text_2": ["b", "c"]}}]
+    run(job_of(stub, ListSource(rows), requests=RequestSpec()), RunStore(str(tmp_path / "run")))
+    (line,) = part_lines(tmp_path / "run")
+    assert (line["status"], line["attempts"], len(line["parsed"])) == ("succeeded", 2, 2)
+
+
+@pytest.mark.parametrize("spec", [CLASSIFY, SCORE, RequestSpec(endpoint="embeddings", prompt="{{ row.text }}")])
+def test_two_answers_to_one_text_are_none(stub: StubVLLM, tmp_path: Path, spec: RequestSpec) -> None:
+    item = {"label": "a", "probs": [1.0], "score": 0.5, "embedding": [0.5]}
+    wrong = [Fault.answer(200, {"data": [item, item], "usage": {}})]
+    stub.behaviour.fault = lambda *_: wrong.pop() if wrong else None
+    job = job_of(stub, ListSource(texts(4)), requests=spec, sinks=(ParquetSink(), OpenAISink()), max_in_flight=1)
+    run(job, RunStore(str(tmp_path / "run")))
+    table, _ = written(tmp_path / "run")
+    assert table.column("parsed").null_count == 0
+
+
+def test_labels_of_another_model_are_written_too(stub: StubVLLM, tmp_path: Path) -> None:
+    other = [Fault.answer(200, {"data": [{"index": 0, "label": "a", "probs": [0.1, 0.2, 0.7]}], "usage": {}})]
+    stub.behaviour.fault = lambda *_: other.pop() if other else None
+    job = job_of(stub, ListSource(texts(4)), requests=CLASSIFY, sinks=(ParquetSink(), OpenAISink()))
+    run(job, RunStore(str(tmp_path / "run")))
+    table, _ = written(tmp_path / "run")
+    assert sorted(len(each["probs"]) for each in table.column("parsed").to_pylist()) == [2, 2, 2, 3]
+
+
+def test_a_schema_is_of_texts(stub: StubVLLM, tmp_path: Path) -> None:
+    rows = [{"url": CLASSIFY_PATH, "body": {"input": "a"}}]
+    rules = AnswerRules(schema=OutputSchema({"type": "object"}), repair_attempts=1)
+    job = job_of(stub, ListSource(rows), requests=RequestSpec(), answers=rules)
+    run(job, RunStore(str(tmp_path / "run")))
+    (line,) = part_lines(tmp_path / "run")
+    assert (line["status"], line["parsed"], line["attempts"]) == ("invalid_output", None, 1)
+    assert "/classify answers with no text" in line["error"]["message"]
+
+
+def test_a_replay_is_of_the_same_kind_of_endpoint(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path / "run"))
+    with StubVLLM(fault=lambda *_: Fault.bad_request("no")) as stub:
+        run(job_of(stub, ListSource(texts(2))), store)
+        job = job_of(stub, ListSource(texts(2)), requests=CLASSIFY, replay=(Status.ERRORED,), epoch=1)
+        with pytest.raises(StaleRunError, match="whose endpoint is 'chat', and the task says 'classify' now"):
+            run(job, store)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +164,7 @@ def test_rows_land_with_their_labels(stub: StubVLLM, tmp_path: Path) -> None:
     assert next(read_results(manifest)).parsed == lines[0]["parsed"]
     table, answers = written(tmp_path / "run")
     kind = table.schema.field("parsed").type
-    assert kind == pa.struct([("label", pa.string()), ("probs", pa.list_(pa.float64(), 2))])
+    assert kind == pa.struct([("label", pa.string()), ("probs", pa.list_(pa.float64()))])
     assert table.column("parsed").to_pylist() == [line["parsed"] for line in lines]
     assert [each["data"] for each in answers] == [[{"index": 0, **line["parsed"], "num_classes": 2}] for line in lines]
 
@@ -146,6 +213,12 @@ def test_lines_of_the_batch_apis_shape_with_several_texts(stub: StubVLLM, tmp_pa
 def test_a_document_goes_with_scores_and_with_nothing_else(words: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="takes prompt and document"):
         RequestSpec(**words)
+
+
+def test_what_is_scored_has_no_other_name() -> None:
+    with pytest.raises(ConfigurationError, match="extra_body may not hold documents"):
+        RequestSpec(endpoint="score", prompt="a", document="b", parameters={"documents": ["c"]})
+    assert RequestSpec(prompt="a", parameters={"documents": ["c"]}).parameters
 
 
 def test_another_document_is_another_run(stub: StubVLLM, tmp_path: Path) -> None:

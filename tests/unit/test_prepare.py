@@ -108,10 +108,14 @@ def test_a_streamed_answer_is_asked_for_its_usage(body: dict[str, Any], sent: An
         ({"messages": [], "n": "many"}, 1),
         ({"input": ["one", "two"]}, 2),
         ({"text_1": "one", "text_2": ["two", "three"]}, 2),
+        ({"queries": ["a", "b", "c"], "documents": "one"}, 3),
+        ({"data_1": "a", "data_2": [{"content": []}, {"content": []}]}, 2),
+        ({"messages": [], "documents": [{}, {}]}, 1),
     ],
 )
 def test_how_many_answers_a_request_asks_for(body: Any, sequences: int) -> None:
-    url = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+    scored = "/v1/score" if {"text_1", "queries", "data_1"} & body.keys() else "/v1/chat/completions"
+    url = "/v1/completions" if "prompt" in body else scored
     request = prepare(json.dumps({"body": body, "url": url}).encode(), prompt=None)
     assert isinstance(request, RowRequest)
     assert request.sequences == sequences

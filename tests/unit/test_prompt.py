@@ -3,9 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from batch_fakes import job_of
 
+from airflow_llm_provider.batch.shaping import shaping_of
 from airflow_llm_provider.core.prompt import RequestSpec, RequestTemplate, RowRejectedError
 from airflow_llm_provider.exceptions import ConfigurationError
+from airflow_llm_provider.storage.source import ListSource
 
 
 def build(row: dict[str, Any], **spec: Any) -> tuple[str, dict[str, Any]]:
@@ -61,7 +64,7 @@ def test_a_message_of_parts() -> None:
     parts = [
         {"type": "text", "text": "What is on {{ row.name }}?"},
         {"type": "image_url", "image_url": image, "uuid": None},
-        {"type": "{{ kind }}", "weight": 1.5},
+        {"type": "x", "x": {"type": "{{ row.name }}", "line": "a\r\nb\n"}, "weight": 1.5},
     ]
     template = RequestTemplate(RequestSpec(messages=[{"role": "user", "content": parts}]), model="m")
     first, second = (template.build({"id": n, "name": f"picture {n}"})[1]["messages"] for n in (1, 2))
@@ -75,7 +78,7 @@ def test_a_message_of_parts() -> None:
                     "image_url": {"url": "https://pictures.example/1.png", "detail": "low"},
                     "uuid": None,
                 },
-                {"type": "{{ kind }}", "weight": 1.5},
+                {"type": "x", "x": {"type": "picture 1", "line": "a\r\nb\n"}, "weight": 1.5},
             ],
         }
     ]
@@ -83,6 +86,30 @@ def test_a_message_of_parts() -> None:
     assert image["url"].endswith("{{ row.id }}.png")
     with pytest.raises(RowRejectedError, match="the prompt cannot be rendered"):
         template.build({"id": 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "has"),
+    [
+        ("{{ row.a }}", False),
+        (None, False),
+        ([{"type": "text", "text": "a"}], False),
+        ([{"type": "text", "text": "{{ row.a }}"}], True),
+        ([{"type": "text", "text": "{% if row.a %}a{% endif %}"}], True),
+        ([{"type": "text", "text": "a{# not #}"}], True),
+        ([{"type": "x", "x": {"y": ["{{ row.a }}"]}}], True),
+    ],
+)
+def test_whether_a_message_has_templates_in_its_parts(content: Any, has: bool) -> None:  # noqa: FBT001 - a parameter
+    messages = [{"role": "user", "content": content}]
+    assert RequestTemplate(RequestSpec(messages=messages), model="m").has_parts is has
+
+
+@pytest.mark.parametrize(("text", "told"), [("{{ row.text }}", "templates"), ("a", None)])
+def test_a_run_begun_when_parts_were_no_templates_is_another_one(text: str, told: str | None) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": text}]}]
+    job = job_of("http://127.0.0.1:1", ListSource([{"text": "x"}]), requests=RequestSpec(messages=messages))
+    assert shaping_of(job).get("parts") == told
 
 
 def test_a_part_that_is_no_template() -> None:
