@@ -27,6 +27,7 @@ VENV = ROOT / ".venv-vllm"
 RUN = ROOT / ".run"
 MODEL = RUN / "tiny-llama"
 RESTLESS = RUN / "tiny-restless"
+CLASSIFIER = RUN / "tiny-classifier"
 API_KEY = "sk-contract"
 START_WITHIN_S = 400
 
@@ -60,6 +61,12 @@ def model() -> Path:
 def restless(model: Path) -> Path:
     """The same, of a model that never says the same for long."""
     return _made(RESTLESS, "--restless")
+
+
+@pytest.fixture(scope="session")
+def classifier(model: Path) -> Path:
+    """The same, of a model that names labels."""
+    return _made(CLASSIFIER, "--classifies")
 
 
 def _made(folder: Path, *flags: str) -> Path:

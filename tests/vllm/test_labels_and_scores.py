@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 ROWS = 40
 CLASSIFY = (
     RequestSpec(endpoint="classify", prompt="{{ row.text }}"),
-    ("--convert", "classify", "--hf-overrides", json.dumps({"num_labels": 2})),
+    (),
     ("/classify", {"input": "text 7"}),
 )
 SCORE = (
@@ -41,11 +40,19 @@ SCORE = (
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("spec", "flags", "asked"), [CLASSIFY, SCORE], ids=["classify", "score"])
 def test_values_are_those_that_the_server_has(
-    start: Callable[..., AbstractContextManager[RealVLLM]], tmp_path: Path, spec: RequestSpec, flags: Any, asked: Any
+    start: Callable[..., AbstractContextManager[RealVLLM]],
+    model: Path,
+    classifier: Path,
+    tmp_path: Path,
+    *,
+    spec: RequestSpec,
+    flags: Any,
+    asked: Any,
 ) -> None:
     rows = [*texts(ROWS), {"custom_id": "long", "text": "word " * 20_000}]
     path, body = asked
-    with start("--served-model-name", "tiny", "--runner", "pooling", *flags) as server:
+    folder = classifier if path == "/classify" else model
+    with start("--served-model-name", "tiny", "--runner", "pooling", *flags, model_folder=folder) as server:
         endpoint = EndpointSettings(base_urls=(server.url,), api_key=API_KEY)
         job = job_of(server.url, ListSource(rows), requests=spec, endpoint=endpoint, sinks=(ParquetSink(),))
         manifest = run(job, RunStore(str(tmp_path / "run")))
@@ -60,7 +67,7 @@ def test_values_are_those_that_the_server_has(
     if path == "/classify":
         assert landed["probs"] == pytest.approx(item["probs"], abs=0.02)  # bfloat16, in batches of other sizes
         assert sum(landed["probs"]) == pytest.approx(1.0, abs=0.01)
-        assert landed["label"] in ("LABEL_0", "LABEL_1", None)
+        assert landed["label"] == ("calm", "angry")[landed["probs"][1] > landed["probs"][0]]
     else:
         assert landed == pytest.approx(item["score"], abs=0.02)
         assert lines[1]["parsed"] == pytest.approx(1.0, abs=0.02), "a text beside itself"
