@@ -201,8 +201,11 @@ class ActedRun:
     def manifest(self) -> dict[str, Any]:
         return json.loads((self.results / "manifest.json").read_bytes())
 
-    def has_landed(self, *, asked_twice: int, manifest_of: str = BATCH) -> None:
-        """Every row once, counts as the parts say, nothing left that only a resume needs, and few asked for twice."""
+    def has_landed(self, *, asked_twice: int, manifest_of: str = BATCH, over: str = "") -> None:
+        """Every row once, counts as the parts say, nothing left that only a resume needs, and few asked for twice.
+
+        With `over`, the fingerprint of a generation over which a replay carried rows, in both together.
+        """
         lines = [line for part in sorted(self.results.glob("part-*.jsonl")) for line in part.read_bytes().splitlines()]
         rows = [json.loads(line) for line in lines]
         assert Counter(row["index"] for row in rows) == Counter(range(self.rows))
@@ -223,7 +226,7 @@ class ActedRun:
         assert self.xcom(manifest_of) == {name: value for name, value in manifest.items() if name != "chunks"}
         left = {path for path in (self.results / "_run").rglob("*") if path.is_file() and path.parent.name != "tmp"}
         assert {path.name for path in left} <= {"run.json", "progress.json"}, "the lease, or the journal, is left"
-        sent = Counter(each.index for each in self.sent())
+        sent = Counter(each.index for each in (*self.sent(), *(self.sent(over) if over else ())))
         assert sent.keys() == set(range(self.rows))
         assert sent.total() - self.rows <= asked_twice
 

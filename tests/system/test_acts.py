@@ -151,14 +151,16 @@ def cleared_after_success_with_replay(acting: Acting) -> None:
     run = acting.begin("cleared_after_success_with_replay", "acted_replay", rows=60)
     run.ends("success")
     assert run.manifest()["counts"]["errored"] == 1
-    before, kept = run.sent(), run.kept()
+    before = run.fingerprint
+    assert run.kept() == set(range(60))
     run.clear(BATCH, downstream=True)
     run.ends("success")
-    assert [each.index for each in run.sent()[len(before) :]] == [REFUSED]
-    assert kept == set(range(60))
+    assert run.fingerprint != before, "a replay is the run's next generation"
+    assert len(run.sent(before)) == 60
+    assert [each.index for each in run.sent()] == [REFUSED]
     (told,) = run.manifest()["replays"]
     assert (told["statuses"], told["rows"]) == (["errored"], 1)
-    run.has_landed(asked_twice=1)
+    run.has_landed(asked_twice=1, over=before)
     assert run.xcom("after") == 60
 
 

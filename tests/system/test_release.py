@@ -69,7 +69,11 @@ def at(moment: datetime) -> None:
 
 
 def window_text(*windows: tuple[datetime, datetime]) -> str:
-    return "; ".join(f"{opens:%H:%M:%S}-{closes:%H:%M:%S} Europe/London" for opens, closes in windows)
+    """As manifests have it: a time on the minute has no seconds."""
+    times = (
+        (f"{opens:%H:%M:%S}".removesuffix(":00"), f"{closes:%H:%M:%S}".removesuffix(":00")) for opens, closes in windows
+    )
+    return "; ".join(f"{opens}-{closes} Europe/London" for opens, closes in times)
 
 
 def test_a_run_that_needs_three_nights_takes_three(
