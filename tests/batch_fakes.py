@@ -140,11 +140,14 @@ class KilledStore(RunStore):
         at: which change is the last one; 0 for none.
         how: whether it is killed ``before`` that change takes effect, ``after`` it, or ``half``-way, which leaves a
             scratch file, or some of the objects that were to be deleted.
+        with_rows: in place of `at`: it is killed after the change with which it has taken in so many rows. How many
+            changes come before is a matter of how fast storage and rows are.
     """
 
-    def __init__(self, uri: str, *, at: int = 0, how: str = "before") -> None:
+    def __init__(self, uri: str, *, at: int = 0, how: str = "before", with_rows: int = 0) -> None:
         super().__init__(uri)
         self.at = at
+        self.with_rows = with_rows
         self.how = how
         self.changes = 0
         self.kept: set[int] = set()
@@ -186,6 +189,8 @@ class KilledStore(RunStore):
     def _keep(self, name: str, data: bytes) -> None:
         if name.startswith(("part-", "_run/journal/")):
             self.kept |= {line["index"] for line in map(json.loads, data.splitlines()) if "index" in line}
+            if self.with_rows and len(self.kept) >= self.with_rows:
+                self.at = self.at or self.changes
 
     def _killed_here(self) -> bool:
         if self.dead:

@@ -135,7 +135,7 @@ def test_a_run_is_killed_and_resumed_though_the_table_has_changed(database: str,
     with StubVLLM() as stub:
         job = job_of(stub, query, prompt="{{ row.body }} {{ row.day }} {{ row.price }}", chunk_rows=20)
         with pytest.raises(LLMBatchError):
-            run(job, KilledStore(str(folder), at=12))
+            run(job, KilledStore(str(folder), with_rows=40))
         assert 0 < stub.received < 200
         with psycopg2.connect(database) as connection, connection.cursor() as cursor:
             cursor.execute("ALTER TABLE tickets RENAME TO archived")

@@ -302,7 +302,8 @@ def test_a_source_of_every_format_resumes_in_the_middle(
     for path in tmp_path.iterdir():
         inputs.write(path.name, path.read_bytes())
     pattern = f"{bucket}/in-{name}/*.{ending}"
-    first = KilledStore(store.uri, at=9, how="after")
+    stub.behaviour.delay_s = 0.05  # the rows outlast a flush
+    first = KilledStore(store.uri, with_rows=4)
     with suppress(StorageError):
         run(job_of(stub, source_of(pattern), max_in_flight=1, flush_rows=2), first)
     asked, kept = stub.received, len(first.kept)
@@ -340,7 +341,8 @@ def test_rows_that_can_be_had_once_are_kept_there(
         source = SpooledSource(asked, name="rows", spec="rows")
         return job_of(stub, source, max_in_flight=1, flush_rows=2, sinks=(ParquetSink(columns=["text"]),))
 
-    first = KilledStore(store.uri, at=20, how="after")
+    stub.behaviour.delay_s = 0.05  # the rows outlast a flush
+    first = KilledStore(store.uri, with_rows=8)
     with suppress(StorageError):
         run(job(), first)
     assert 0 < len(first.kept) < 30
