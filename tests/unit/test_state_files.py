@@ -169,7 +169,7 @@ def test_a_run_that_is_killed_at_any_change_lands_every_row_once(stub: StubVLLM,
         with suppress(StorageError):  # its last changes are of what only a resume would need
             Try(job, RunStore(URI, files=StateFiles(values)))()
         if values.changes < at:
-            assert at > 20
+            assert at > 12  # a busy machine takes more rows in with one flush
             return
         then = values.reborn()
         kept = journalled(then)
