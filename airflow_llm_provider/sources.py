@@ -7,6 +7,7 @@ Owns the words, and which source each of them opens. How files are read, and row
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from airflow_llm_provider.storage.store import RunStore
 
 
-class Words(ResolveMixin):
+class Words(ResolveMixin, ABC):
     """What a DAG says of an input: values, some of them templated, some perhaps other tasks' outputs."""
 
     template_fields: Sequence[str] = ()
@@ -64,9 +65,9 @@ class Words(ResolveMixin):
 
     __hash__ = None  # type: ignore[assignment] # it is changed when its templates are rendered
 
+    @abstractmethod
     def open(self, *, most_rows: int | None = None) -> Source:
         """What reads it; see `source_of`."""
-        raise NotImplementedError
 
 
 class Files(Words):
